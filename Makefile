@@ -1,0 +1,39 @@
+# `make run` and `make test` are all a newcomer needs; each makes .venv when it is missing.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+OUT ?= runs/figure1
+# OpenMP's spinning barrier makes two busy processes ten times slower than they need be.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: run test slow check bench clean
+
+run: $(VENV)/ready
+	$(BIN)/batchramp reproduce figure1 --scale quick --part main --seeds 3 --out $(OUT)
+
+test: $(VENV)/ready
+	$(BIN)/pytest
+
+slow: $(VENV)/ready
+	$(BIN)/pytest -m slow
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest tests/test_architecture.py
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/training_run.py
+	$(BIN)/python benchmarks/start.py
+
+# torch comes first and pinned: without the pin, pip takes gigabytes of CUDA packages.
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
