@@ -1,0 +1,101 @@
+"""In-memory data, cut and augmented a whole batch at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchramp.batching.sampler import ScheduledBatchSampler
+
+__all__ = ["TensorLoader"]
+
+# Small batches are cut out of one gather of about so many samples: at batch size 8 indexing costs
+# more than the samples do.
+_GATHER = 1024
+
+# Sets the augmentation's random stream apart from the permutation's.
+_AUGMENT = 1
+
+
+@final
+class TensorLoader:
+    """Yields a `ScheduledBatchSampler`'s batches of tensors that lie in memory.
+
+    The same batches as ``DataLoader(TensorDataset(*tensors), batch_sampler=sampler)``, gathered
+    without a Python call per sample.
+
+    Args:
+        tensors: one or more tensors of the same first dimension, n; a batch is a tuple of their
+            rows, of shape ``[b, ...]``. Rows of one batch may share memory with those of the next
+            batches: do not write into them.
+        sampler: decides the batches; its n is that of the tensors.
+        augment: called as ``augment(inputs, generator)`` on the first tensor of each batch, on its
+            device; its randomness must come from the CPU ``generator``, which is seeded by (seed,
+            epoch, position), so that a batch never depends on how the run got there.
+        device: where the tensors are put, once, whole.
+
+    Raises:
+        ValueError: no tensor, unequal lengths, or a sampler over another number of samples.
+
+    >>> from batchramp import Plan, ScheduledBatchSampler
+    >>> inputs, targets = torch.arange(5.0), torch.arange(5)
+    >>> sampler = ScheduledBatchSampler(Plan(epochs=1, batch_size=4), 5, shuffle=False)
+    >>> [y.tolist() for x, y in TensorLoader((inputs, targets), sampler)]
+    [[0, 1, 2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        sampler: ScheduledBatchSampler,
+        *,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        tensors = tuple(tensors)
+        lengths = [len(t) for t in tensors]
+        if not tensors or set(lengths) != {sampler.n}:
+            raise ValueError(
+                f"tensors must be one or more, each of the sampler's {sampler.n} samples, got "
+                f"{lengths}"
+            )
+        self.tensors = tensors if device is None else tuple(t.to(device) for t in tensors)
+        self.sampler = sampler
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self.augment is None:
+            for batches in self._gathers():
+                yield from self._rows(batches)
+            return
+        epoch = self.sampler.epoch
+        for position, indices in self.sampler.batches():
+            ((inputs, *rest),) = self._rows([indices])
+            seed = np.random.SeedSequence([self.sampler.seed, epoch, position, _AUGMENT])
+            generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+            yield self.augment(inputs, generator), *rest
+
+    def _gathers(self) -> Iterator[list[np.ndarray]]:
+        """The batches' indices, several small batches at a time."""
+        batches: list[np.ndarray] = []
+        samples = 0
+        for _, indices in self.sampler.batches():
+            batches.append(indices)
+            samples += len(indices)
+            if samples >= _GATHER:
+                yield batches
+                batches, samples = [], 0
+        if batches:
+            yield batches
+
+    def _rows(self, batches: list[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
+        """One tuple of rows a batch, out of one gather for all of them."""
+        indices = torch.from_numpy(np.concatenate(batches)).to(self.tensors[0].device)
+        sizes = [len(batch) for batch in batches]
+        rows = [t.index_select(0, indices).split(sizes) for t in self.tensors]
+        return zip(*rows, strict=True)

@@ -1,0 +1,5 @@
+"""What is measured on a model, one quantity a file."""
+
+from batchramp.measure.full_gradient import FullGradient, full_gradient_norm
+
+__all__ = ["FullGradient", "full_gradient_norm"]
