@@ -1,1 +1,5 @@
 """Optimizers."""
+
+from batchramp.optim.qhm import QHM
+
+__all__ = ["QHM"]
