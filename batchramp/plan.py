@@ -7,15 +7,25 @@ the only count of steps stand here.
 
 import math
 import os
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from batchramp.schedules import Constant, Piecewise, Schedule, as_schedule
+from batchramp.schedules import (
+    Constant,
+    Delayed,
+    Piecewise,
+    Schedule,
+    Warmup,
+    as_count,
+    as_schedule,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,10 +35,18 @@ __all__ = ["Description", "Plan", "Stage", "Values", "round_batch_size"]
 UNITS = ("epochs", "steps", "samples")
 HYPERPARAMETERS = ("lr", "beta", "gamma")
 
-# A Plan of more distinct ticks is checked at this many, evenly spread, and at its ends.
-_CHECKED_TICKS = 1_000_000
-# Batches that a Plan counted in steps or samples is walked through, one by one, to lay them out.
-_WALKED_BATCHES = 10_000_000
+# Of each: what is allowed, the least and the greatest.
+_DOMAINS = {
+    "batch_size": ("finite and at least 1 after rounding up", math.ulp(0), sys.float_info.max),
+    "lr": ("finite and >= 0", 0, sys.float_info.max),
+    "beta": ("in [0, 1)", 0, math.nextafter(1, 0)),
+    "gamma": ("in [0, 1]", 0, 1),
+}
+# A schedule with more changes is checked at this many and at a sample of the others; a batch size
+# with more cannot be laid out.
+_MOST_CHANGES = 1_000_000
+# Batches of one epoch that are listed.
+_MOST_BATCHES = 100_000_000
 
 
 def round_batch_size(value: float) -> int:
@@ -37,7 +55,7 @@ def round_batch_size(value: float) -> int:
     >>> round_batch_size(1000 * 1.1**3), round_batch_size(8 * 1.1)
     (1331, 9)
     """
-    return int(value) if value == math.floor(value) else math.ceil(value * (1 - 1e-12))
+    return max(math.floor(value), math.ceil(value * (1 - 1e-12)))
 
 
 @final
@@ -161,23 +179,21 @@ class Plan:
         if len(given) != 1:
             named = ", ".join(given) or "none"
             raise ValueError(f"exactly one of epochs, steps, samples must be given, got {named}")
-        object.__setattr__(self, self.unit, _count(self.unit, self.length))
-        for name in ("batch_size", *HYPERPARAMETERS):
+        object.__setattr__(self, given[0], as_count(getattr(self, given[0]), given[0]))
+        for name in _DOMAINS:
             value = getattr(self, name)
             if name == "batch_size" or value is not None:
                 object.__setattr__(self, name, as_schedule(value, name))
-        self._refuse_fractions()
-        for tick in self._ticks_to_check():
-            self.at(tick)
+                self._check(name)
 
     # ------------------------------------------------------------------------------ reading it
 
-    @property
+    @cached_property
     def unit(self) -> str:
         """What a tick is: "epochs", "steps" or "samples"."""
         return next(unit for unit in UNITS if getattr(self, unit) is not None)
 
-    @property
+    @cached_property
     def length(self) -> int:
         """The number of ticks: the horizon that the schedules are called with."""
         return getattr(self, self.unit)
@@ -193,12 +209,11 @@ class Plan:
         """
         if not isinstance(tick, Integral) or not 0 <= tick < self.length:
             raise ValueError(f"tick must be in 0..{self.length - 1} ({self.unit}), got {tick!r}")
-        size = self._value("batch_size", tick, 1, math.inf, "a batch size must be >= 1")
         return Values(
-            batch_size=round_batch_size(size),
-            lr=self._optional("lr", tick, 0, math.inf, "lr must be >= 0"),
-            beta=self._optional("beta", tick, 0, 1, "beta must be in [0, 1)"),
-            gamma=self._optional("gamma", tick, 0, 1, "gamma must be in [0, 1]"),
+            self._batch_size(tick),
+            None if self.lr is None else self._value("lr", self.lr, tick),
+            None if self.beta is None else self._value("beta", self.beta, tick),
+            None if self.gamma is None else self._value("gamma", self.gamma, tick),
         )
 
     def tick(self, *, epoch: int, step: int, samples: int) -> int:
@@ -213,21 +228,22 @@ class Plan:
         >>> Plan(epochs=2, batch_size=4).batch_sizes(0, 10)
         [4, 4, 2]
         """
-        if self.unit == "epochs":
-            size = self.at(epoch).batch_size
-            full, rest = divmod(_count("n", n), size)
-            self._refuse_empty_epoch(epoch, size, n, drop_last)
-            return [size] * full + ([rest] if rest and not drop_last else [])
-        passes = _walk(self, _count("n", n), drop_last)
-        if not 0 <= epoch < len(passes):
-            raise ValueError(f"epoch must be in 0..{len(passes) - 1}, got {epoch!r}")
-        return [size for _, size in passes[epoch]]
+        n = as_count(n, "n")
+        epochs = self.total_epochs(n, drop_last)
+        if not isinstance(epoch, Integral) or not 0 <= epoch < epochs:
+            raise ValueError(f"epoch must be in 0..{epochs - 1}, got {epoch!r}")
+        laps = iter(_lay_out(self, n, drop_last)[1])
+        times, lap = next(laps)
+        while epoch >= times:
+            epoch -= times
+            times, lap = next(laps)
+        if sum(count for _, count in lap) > _MOST_BATCHES:
+            raise ValueError(f"n must leave an epoch at most {_MOST_BATCHES:,} batches, got {n}")
+        return [size for size, count in lap for _ in range(count)]
 
     def total_epochs(self, n: int, drop_last: bool = False) -> int:
         """Passes over ``n`` samples, the last perhaps incomplete."""
-        if self.epochs is not None:
-            return self.epochs
-        return len(_walk(self, _count("n", n), drop_last))
+        return sum(times for times, _ in _lay_out(self, as_count(n, "n"), drop_last)[1])
 
     def total_steps(self, n: int, drop_last: bool = False) -> int:
         """K = Σ ⌈n/b_m⌉, all batches over ``n`` samples (⌊n/b_m⌋ with ``drop_last``)."""
@@ -239,27 +255,7 @@ class Plan:
 
     def stages(self, n: int, drop_last: bool = False) -> tuple[Stage, ...]:
         """The runs of ticks of one batch size, with their steps and samples over ``n`` samples."""
-        n = _count("n", n)
-        runs = list(self._runs())
-        if self.unit == "epochs":
-            stages = []
-            for start, stop, size in runs:
-                self._refuse_empty_epoch(start, size, n, drop_last)
-                steps = n // size if drop_last else -(-n // size)
-                samples = steps * size if drop_last else n
-                count = stop - start
-                stages.append(Stage(start, stop, size, count * steps, count * samples))
-            return tuple(stages)
-        batches = iter([batch for one in _walk(self, n, drop_last) for batch in one])
-        batch = next(batches, None)
-        stages = []
-        for start, stop, size in runs:
-            steps = samples = 0
-            while batch is not None and batch[0] < stop:
-                steps, samples = steps + 1, samples + batch[1]
-                batch = next(batches, None)
-            stages.append(Stage(start, stop, size, steps, samples))
-        return tuple(stages)
+        return _lay_out(self, as_count(n, "n"), drop_last)[0]
 
     # ----------------------------------------------------------------------------- showing it
 
@@ -304,9 +300,7 @@ class Plan:
         """
         from matplotlib.figure import Figure
 
-        names = [
-            name for name in ("batch_size", *HYPERPARAMETERS) if getattr(self, name) is not None
-        ]
+        names = [name for name in _DOMAINS if getattr(self, name) is not None]
         ticks = sorted({i * (self.length - 1) // 1999 for i in range(2000)})
         values = [self.at(tick) for tick in ticks]
         figure = Figure(figsize=(7, 1.2 + 1.4 * len(names)), layout="constrained")
@@ -333,7 +327,7 @@ class Plan:
         {'epochs': 3, 'batch_size': 8, 'lr': 0.1}
         """
         plain: dict[str, Any] = {self.unit: self.length}
-        for name in ("batch_size", *HYPERPARAMETERS):
+        for name in _DOMAINS:
             schedule = getattr(self, name)
             if isinstance(schedule, Constant):
                 plain[name] = schedule.value
@@ -348,6 +342,8 @@ class Plan:
         Raises:
             ValueError: an unknown key or kind, or a value that the Plan refuses.
         """
+        if not isinstance(plain, Mapping):
+            raise ValueError(f"a plan must be a table, got {plain!r}")
         allowed = [f.name for f in fields(cls)]
         given: dict[str, Any] = {}
         for key, value in plain.items():
@@ -375,7 +371,10 @@ class Plan:
         """
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        try:
+            return tomli_w.dumps(self.to_dict())
+        except TypeError as error:
+            raise ValueError(f"{self!r} must hold what TOML knows: {error}") from None
 
     @classmethod
     def from_toml(cls, source: str | os.PathLike[str]) -> "Plan":
@@ -388,113 +387,135 @@ class Plan:
         Plan(epochs=3, batch_size=Constant(8))
         """
         text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
-        return cls.from_dict(tomllib.loads(text))
+        try:
+            plain = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            shown = text if len(text) < 60 else f"{text[:60]}..."
+            raise ValueError(
+                f"source must be TOML text, or a Path to a file of it, got {shown!r}: {error}"
+            ) from None
+        return cls.from_dict(plain)
 
     # ------------------------------------------------------------------------------- checking
 
-    def _value(self, name: str, tick: int, least: float, most: float, allowed: str) -> float:
-        value = getattr(self, name)(tick, self.length)
-        # A batch size of 0.3 is 1 after rounding; a beta of 1 is none.
-        ok = isinstance(value, Real) and math.isfinite(value)
-        if ok and name == "batch_size":
-            ok = round_batch_size(value) >= least
-        elif ok:
-            ok = least <= value <= most and not (name == "beta" and value >= 1)
-        if not ok:
-            raise ValueError(f"{name}: {allowed}, got {value!r} at tick {tick} ({self.unit})")
-        return float(value)
+    def _batch_size(self, tick: int) -> int:
+        return round_batch_size(self._value("batch_size", self.batch_size, tick))
 
-    def _optional(
-        self, name: str, tick: int, least: float, most: float, allowed: str
-    ) -> float | None:
-        if getattr(self, name) is None:
-            return None
-        return self._value(name, tick, least, most, allowed)
+    def _value(self, name: str, schedule: Schedule, tick: int) -> float:
+        value = schedule(tick, self.length)
+        allowed, least, most = _DOMAINS[name]
+        if isinstance(value, (float, int, Real)) and least <= value <= most:
+            return float(value)
+        raise ValueError(f"{name} must be {allowed}, got {value!r} at tick {tick} ({self.unit})")
 
-    def _refuse_fractions(self) -> None:
-        schedule = self.batch_size
-        typed = [schedule.value] if isinstance(schedule, Constant) else []
-        if isinstance(schedule, Piecewise):
-            typed = [value for _, value in schedule.pieces]
-        for value in typed:
-            if value != math.floor(value):
-                raise ValueError(f"batch_size: a constant must be an integer >= 1, got {value!r}")
+    def _check(self, name: str) -> None:
+        schedule = getattr(self, name)
+        if name == "batch_size":
+            _refuse_fractions(schedule)
+        try:
+            ticks = iter(schedule.extremes(self.length))
+            first = next(ticks)
+            schedule(first, self.length)
+        except ValueError as error:  # a warm-up as long as the Plan
+            raise ValueError(f"{name}: {error}") from None
+        self._value(name, schedule, first)
+        for tick in islice(ticks, _MOST_CHANGES):
+            self._value(name, schedule, tick)
+        if next(ticks, None) is not None:
+            for tick in range(self.length - 1, 0, -max(1, self.length // 10_000)):
+                self._value(name, schedule, tick)
 
-    def _refuse_empty_epoch(self, epoch: int, size: int, n: int, drop_last: bool) -> None:
-        if drop_last and size > n:
-            raise ValueError(
-                f"batch_size {size} at tick {epoch} is larger than the {n} samples, and drop_last "
-                "would leave no batch: keep the last batch, or set a maximum on the batch size"
-            )
-
-    def _next_change(self, tick: int) -> int:
-        planned = (getattr(self, name) for name in ("batch_size", *HYPERPARAMETERS))
-        nearest = min(s.next_change(tick, self.length) for s in planned if s is not None)
-        return max(nearest, tick + 1)
-
-    def _ticks_to_check(self) -> Iterator[int]:
-        tick = 0
-        for _ in range(_CHECKED_TICKS):
-            yield tick
-            tick = self._next_change(tick)
-            if tick >= self.length:
-                yield self.length - 1
-                return
-        yield from range(tick, self.length, max(1, self.length // _CHECKED_TICKS))
-        yield self.length - 1
-
-    def _runs(self) -> Iterator[tuple[int, int, int]]:
+    def _runs(self) -> list[tuple[int, int, int]]:
         """(start, stop, batch size) of the maximal runs of one rounded batch size."""
-        start, size = 0, self.at(0).batch_size
-        tick = self.batch_size.next_change(0, self.length)
+        runs = []
+        start = tick = changes = 0
+        size = self._batch_size(0)
         while tick < self.length:
-            new = self.at(tick).batch_size
-            if new != size:
-                yield start, tick, size
-                start, size = tick, new
+            changes += 1
+            if changes > _MOST_CHANGES:
+                raise ValueError(
+                    f"batch_size must change at most {_MOST_CHANGES:,} times to be laid out, "
+                    f"got {self.batch_size!r} over {self.length:,} {self.unit}"
+                )
             tick = max(self.batch_size.next_change(tick, self.length), tick + 1)
-        yield start, self.length, size
+            new = self._batch_size(tick) if tick < self.length else 0
+            if new != size:
+                runs.append((start, min(tick, self.length), size))
+                start, size = tick, new
+        return runs
+
+
+def _refuse_fractions(schedule: Schedule) -> None:
+    """A batch size that somebody typed is meant as it stands; only formulas are rounded."""
+    while isinstance(schedule, Delayed | Warmup):
+        schedule = schedule.schedule
+    typed: tuple[float, ...] = ()
+    if isinstance(schedule, Constant):
+        typed = (schedule.value,)
+    elif isinstance(schedule, Piecewise):
+        typed = tuple(value for _, value in schedule.pieces)
+    for value in typed:
+        if value < 1 or value != math.floor(value):
+            raise ValueError(f"batch_size must be an integer >= 1 where constant, got {value!r}")
+
+
+# Epochs alike in a row: how many, and the (true batch size, count) of their batches in order.
+_Lap = tuple[int, tuple[tuple[int, int], ...]]
 
 
 @lru_cache(maxsize=16)
-def _walk(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """(tick, size) of every batch of every pass of a Plan counted in steps or samples.
+def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tuple[_Lap, ...]]:
+    """The stages of a Plan over ``n`` samples, and its epochs, without visiting each batch.
 
-    An epoch ends with the data, whatever the unit: its last batch is shorter (or dropped). A Plan
-    of N samples ends with exactly N, so its last batch may be shorter too.
+    An epoch ends with the data, whatever the unit: its last batch is shorter (or dropped). The tick
+    at its first sample decides a batch's size. A Plan of N samples ends with exactly N, so its
+    last batch may be shorter too.
     """
-    passes: list[tuple[tuple[int, int], ...]] = []
-    step = samples = 0
-    size = start = stop = 0
-    while plan.tick(epoch=0, step=step, samples=samples) < plan.length:
-        batches: list[tuple[int, int]] = []
-        left = n
-        while left and (tick := plan.tick(epoch=0, step=step, samples=samples)) < plan.length:
-            if not start <= tick < stop:
-                size = plan.at(tick).batch_size
-                start, stop = tick, plan.batch_size.next_change(tick, plan.length)
+    runs = plan._runs()
+    steps, samples = [0] * len(runs), [0] * len(runs)
+    laps: list[_Lap] = []
+    tick = run = 0
+
+    def take(size: int, count: int, times: int = 1) -> tuple[int, int]:
+        steps[run] += times * count
+        samples[run] += times * count * size
+        return size, count
+
+    while tick < plan.length:
+        while runs[run][1] <= tick:
+            run += 1
+        start, stop, size = runs[run]
+        if drop_last and size > n:
+            raise ValueError(
+                f"batch_size {size} at tick {max(start, tick)} is larger than the {n} samples, and "
+                "drop_last would leave no batch: keep the last batch, or limit the batch size"
+            )
+        full, rest = divmod(n, size)
+        whole = [(size, full), (rest, 1)] if rest and not drop_last else [(size, full)]
+        whole = [(size, count) for size, count in whole if count]
+        ticks = plan.tick(
+            epoch=1, step=sum(c for _, c in whole), samples=sum(s * c for s, c in whole)
+        )
+        if times := (stop - tick) // ticks:
+            laps.append((times, tuple(take(size, count, times) for size, count in whole)))
+            tick += times * ticks
+            continue
+        lap, left = [], n  # an epoch in which the size changes, or the last
+        while left and tick < plan.length:
+            while runs[run][1] <= tick:
+                run += 1
+            _, stop, size = runs[run]
             if drop_last and size > left:
                 break
-            true = min(size, left)
-            if plan.unit == "samples":
-                true = min(true, plan.length - samples)
-            batches.append((tick, true))
-            step, samples, left = step + 1, samples + true, left - true
-        if not batches:
-            plan._refuse_empty_epoch(step, size, n, drop_last)
-        passes.append(tuple(batches))
-        if step > _WALKED_BATCHES:
-            raise ValueError(
-                f"{plan.unit} {plan.length}: a plan of more than {_WALKED_BATCHES:,} batches can "
-                "only be laid out when it counts epochs"
-            )
-    return tuple(passes)
-
-
-def _count(field: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{field} must be an integer >= 1, got {value!r}")
-    return value
+            room = left if plan.unit == "steps" else min(left, plan.length - tick)
+            true = min(size, room)
+            begun = -(-(stop - tick) // plan.tick(epoch=0, step=1, samples=size))
+            lap.append(take(true, min(begun, room // true)))
+            left -= true * lap[-1][1]
+            tick += plan.tick(epoch=0, step=1, samples=true) * lap[-1][1]
+        laps.append((1, tuple(lap)))
+    stages = (Stage(*r, k, taken) for r, k, taken in zip(runs, steps, samples, strict=True))
+    return tuple(stages), tuple(laps)
 
 
 def _from_to(first: float, last: float) -> str:

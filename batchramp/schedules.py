@@ -18,8 +18,9 @@ of Quasi-Hyperbolic Momentum using Increasing Batch Size" (ACML 2025).
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, final
 
@@ -58,6 +59,9 @@ class Schedule(ABC):
         0.2
     """
 
+    monotone: ClassVar[bool] = False
+    """Whether the value never turns around, up or down; a promise that saves looking."""
+
     _kinds: ClassVar[dict[str, type["Schedule"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,15 +86,33 @@ class Schedule(ABC):
         """
         return tick + 1
 
+    def extremes(self, horizon: int, /) -> Iterable[int]:
+        """Ticks of which one has the least of all values, and one the greatest.
+
+        Lets a Plan check every value's range without looking at each. The default, the two ends of
+        a monotone schedule and else every change, is always right.
+        """
+        if self.monotone:
+            return (0, horizon - 1)
+        return self._changes(horizon)
+
+    def _changes(self, horizon: int) -> Iterable[int]:
+        tick = 0
+        while tick < horizon:
+            yield tick
+            tick = max(self.next_change(tick, horizon), tick + 1)
+
+    def _said(self) -> Iterable[tuple[Field[Any], Any]]:
+        """The constructor's arguments, those left at their defaults left out."""
+        for field in _arguments(type(self)):
+            value = getattr(self, field.name)
+            if field.default is MISSING or value != field.default:
+                yield field, value
+
     def __repr__(self) -> str:
         """The constructor call that makes this value, defaults left out."""
-        parts = []
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if field.default is not MISSING and value == field.default:
-                continue
-            parts.append(f"{field.name}={value!r}" if field.kw_only else repr(value))
-        return f"{type(self).__name__}({', '.join(parts)})"
+        said = (f"{f.name}={v!r}" if f.kw_only else repr(v) for f, v in self._said())
+        return f"{type(self).__name__}({', '.join(said)})"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings, lists and dicts: what goes into TOML and JSON.
@@ -98,12 +120,7 @@ class Schedule(ABC):
         >>> Cosine(0.1).to_dict()
         {'kind': 'Cosine', 'start': 0.1}
         """
-        plain: dict[str, Any] = {"kind": type(self).__name__}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if field.default is MISSING or value != field.default:
-                plain[field.name] = _plain(value)
-        return plain
+        return {"kind": type(self).__name__} | {f.name: _plain(v) for f, v in self._said()}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any], field: str = "schedule") -> "Schedule":
@@ -119,43 +136,102 @@ class Schedule(ABC):
         >>> Schedule.from_dict({"kind": "Cosine", "start": 0.1})
         Cosine(0.1)
         """
-        rest = dict(plain)
-        kind = rest.pop("kind", None)
+        if not isinstance(plain, Mapping):
+            raise ValueError(f"{field} must be a table with a kind, got {plain!r}")
+        given = dict(plain)
+        kind = given.pop("kind", None)
         cls = Schedule._kinds.get(kind) if isinstance(kind, str) else None
         if cls is None:
             raise ValueError(
                 f"{field}.kind must be one of {', '.join(Schedule._kinds)}, got {kind!r}"
             )
         _check_is_value(cls)
-        allowed = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        for key, value in rest.items():
+        allowed = {f.name: f for f in _arguments(cls)}
+        for key in given:
             if key not in allowed:
                 raise ValueError(
                     f"{field}.{key} is not a field of {kind}: allowed are {', '.join(allowed)}"
                 )
-            if isinstance(value, Mapping) and "kind" in value:
-                rest[key] = Schedule.from_dict(value, f"{field}.{key}")
         for name, f in allowed.items():
-            if f.default is MISSING and f.default_factory is MISSING and name not in rest:
+            if f.default is MISSING and f.default_factory is MISSING and name not in given:
                 raise ValueError(f"{field}.{name} is missing: {kind} needs it")
+        values = {key: _from_plain(value, f"{field}.{key}") for key, value in given.items()}
         try:
-            return cls(**rest)
+            return cls(**values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{field}: {error}") from None
 
 
-def as_schedule(value: "Schedule | float", field: str) -> Schedule:
+def _arguments(cls: type) -> list[Field[Any]]:
+    return [field for field in fields(cls) if field.init]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _from_plain(value: Any, field: str) -> Any:
+    if isinstance(value, Mapping) and "kind" in value:
+        return Schedule.from_dict(value, field)
+    if isinstance(value, list | tuple):
+        return tuple(_from_plain(item, f"{field}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+# ---------------------------------------------------------------------------- checks of arguments
+
+
+def as_schedule(value: Schedule | float, field: str) -> Schedule:
     """``value`` itself if it is a schedule, a `Constant` if it is a number.
 
     Raises:
         ValueError: it is neither; the message names ``field``.
     """
-    if isinstance(value, Schedule):
-        _check_is_value(type(value))
-        return value
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return Constant(_number(field, value))
-    raise ValueError(f"{field} must be a number or a Schedule, got {value!r}")
+    if not isinstance(value, Schedule):
+        return Constant(as_number(value, field, "a finite number or a Schedule"))
+    _check_is_value(type(value))
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(f"{field} must be hashable, got {value!r}: {error}") from None
+    return value
+
+
+def as_number(
+    value: Any,
+    field: str,
+    allowed: str = "a finite number",
+    ok: Callable[[float], bool] = lambda number: True,
+) -> float:
+    """``value`` as a Python number, finite and in range; ints stay ints.
+
+    Raises:
+        ValueError: it is none; the message names ``field`` and what is ``allowed``.
+    """
+    with suppress(OverflowError):  # an integer beyond the range of floats
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            number = int(value) if isinstance(value, Integral) else float(value)
+            if ok(number):
+                return number
+    raise ValueError(f"{field} must be {allowed}, got {value!r}")
+
+
+def as_count(value: Any, field: str, least: int = 1) -> int:
+    """``value`` as a Python int, at least ``least``; at most 2**53, so that floats hold it.
+
+    Raises:
+        ValueError: it is none; the message names ``field``.
+    """
+    limit = f">= {least}"
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        if int(value) <= 2**53:
+            return int(value)
+        limit = "<= 2**53"
+    raise ValueError(f"{field} must be an integer {limit}, got {value!r}")
 
 
 def _check_is_value(cls: type) -> None:
@@ -164,48 +240,10 @@ def _check_is_value(cls: type) -> None:
         raise ValueError(
             f"schedule {cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) on it"
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Schedule):
-        return value.to_dict()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-# ---------------------------------------------------------------- checks of constructor arguments
-
-
-def _number(
-    field: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, allowed: str = ""
-) -> float:
-    """``value`` as a Python number, finite and in range; ints stay ints."""
-    real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(real) or not real >= least or (above != -math.inf and not real > above):
-        if not allowed:
-            limit = f" > {above:g}" if above != -math.inf else f" >= {least:g}"
-            allowed = "a finite number" + ("" if limit == " >= -inf" else limit)
-        raise ValueError(f"{field} must be {allowed}, got {value!r}")
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _count(field: str, value: Any, least: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{field} must be an integer >= {least}, got {value!r}")
-    return int(value)
-
-
-def _set(schedule: Schedule, /, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(schedule, name, value)
-
-
-def _power(base: float, exponent: int) -> float:
-    try:
-        return float(base) ** exponent
-    except OverflowError:
-        return math.inf
+    if any(field.name == "kind" for field in fields(cls)):
+        raise ValueError(
+            f"schedule {cls.__name__} must not have a field 'kind': files use the word"
+        )
 
 
 # ------------------------------------------------------------------------------------ the schedules
@@ -223,16 +261,18 @@ class Constant(Schedule):
     0.1
     """
 
+    monotone = True
+
     value: float
 
     def __post_init__(self) -> None:
-        _set(self, value=_number("value", self.value))
+        _set(self, value=as_number(self.value, "value"))
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         return self.value
 
     def next_change(self, tick: int, horizon: int, /) -> int:
-        return max(horizon, tick + 1)
+        return _never(tick, horizon)
 
 
 @final
@@ -252,6 +292,8 @@ class Exponential(Schedule):
     [8.0, 8.0, 16.0, 20.0, 20.0]
     """
 
+    monotone = True
+
     start: float
     _: KW_ONLY
     factor: float
@@ -261,19 +303,18 @@ class Exponential(Schedule):
     def __post_init__(self) -> None:
         _set(
             self,
-            start=_number("start", self.start, above=0),
-            factor=_number("factor", self.factor, above=1),
-            every=_count("every", self.every, 1),
+            start=as_number(self.start, "start", "a finite number > 0", lambda x: x > 0),
+            factor=as_number(self.factor, "factor", "a finite number > 1", lambda x: x > 1),
+            every=as_count(self.every, "every"),
             maximum=_maximum(self.maximum, self.start),
         )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
-        value = self.start * _power(self.factor, tick // self.every)
-        return value if self.maximum is None else float(min(value, self.maximum))
+        return _limited(self.start * _power(self.factor, tick // self.every), self.maximum)
 
     def next_change(self, tick: int, horizon: int, /) -> int:
-        if self.maximum is not None and self(tick, horizon) >= self.maximum:
-            return max(horizon, tick + 1)
+        if self(tick, horizon) == self.maximum:
+            return _never(tick, horizon)
         return _next_multiple(tick, self.every)
 
 
@@ -292,6 +333,8 @@ class Linear(Schedule):
     [8.0, 24.0, 152.0]
     """
 
+    monotone = True
+
     start: float
     increment: float
     _: KW_ONLY
@@ -301,19 +344,18 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         _set(
             self,
-            start=_number("start", self.start),
-            increment=_number("increment", self.increment),
-            every=_count("every", self.every, 1),
+            start=as_number(self.start, "start"),
+            increment=as_number(self.increment, "increment"),
+            every=as_count(self.every, "every"),
             maximum=_maximum(self.maximum, self.start),
         )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
-        value = float(self.start + self.increment * (tick // self.every))
-        return value if self.maximum is None else float(min(value, self.maximum))
+        return _limited(self.start + float(self.increment) * (tick // self.every), self.maximum)
 
     def next_change(self, tick: int, horizon: int, /) -> int:
-        if self.maximum is not None and self.increment >= 0 and self(tick, horizon) >= self.maximum:
-            return max(horizon, tick + 1)
+        if self.increment >= 0 and self(tick, horizon) == self.maximum:
+            return _never(tick, horizon)
         return _next_multiple(tick, self.every)
 
 
@@ -329,10 +371,12 @@ class InverseSqrt(Schedule):
     0.05
     """
 
+    monotone = True
+
     start: float
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start))
+        _set(self, start=as_number(self.start, "start"))
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         return self.start / math.sqrt(tick + 1)
@@ -350,10 +394,12 @@ class Inverse(Schedule):
     0.02
     """
 
+    monotone = True
+
     start: float
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start))
+        _set(self, start=as_number(self.start, "start"))
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         return self.start / (tick + 1)
@@ -377,14 +423,20 @@ class Cosine(Schedule):
     [0.1, 0.085355, 0.05, 0.014645, 0.0]
     """
 
+    monotone = True
+
     start: float
     _: KW_ONLY
     end: float = 0.0
     span: int | None = None
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start), end=_number("end", self.end))
-        _set(self, span=None if self.span is None else _count("span", self.span, 1))
+        _set(
+            self,
+            start=as_number(self.start, "start"),
+            end=as_number(self.end, "end"),
+            span=_optional_span(self.span),
+        )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         if tick <= 0:
@@ -393,6 +445,9 @@ class Cosine(Schedule):
         if tick >= span:
             return self.end
         return self.end + (self.start - self.end) / 2 * (1 + math.cos(math.pi * tick / span))
+
+    def next_change(self, tick: int, horizon: int, /) -> int:
+        return _next_until(tick, horizon, self.span)
 
 
 @final
@@ -412,6 +467,8 @@ class Polynomial(Schedule):
     [0.1, 0.025]
     """
 
+    monotone = True
+
     start: float
     _: KW_ONLY
     power: float
@@ -419,14 +476,23 @@ class Polynomial(Schedule):
     span: int | None = None
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start), end=_number("end", self.end))
-        _set(self, power=_number("power", self.power, above=0))
-        _set(self, span=None if self.span is None else _count("span", self.span, 1))
+        _set(
+            self,
+            start=as_number(self.start, "start"),
+            power=as_number(self.power, "power", "a finite number > 0", lambda x: x > 0),
+            end=as_number(self.end, "end"),
+            span=_optional_span(self.span),
+        )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
+        if tick <= 0:
+            return self.start
         span = horizon if self.span is None else self.span
         left = max(0.0, 1 - tick / span)
         return self.end + (self.start - self.end) * left**self.power
+
+    def next_change(self, tick: int, horizon: int, /) -> int:
+        return _next_until(tick, horizon, self.span)
 
 
 @final
@@ -443,16 +509,20 @@ class StepDecay(Schedule):
     [0.9, 0.45, 0.225]
     """
 
+    monotone = True
+
     start: float
     _: KW_ONLY
     factor: float
     every: int
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start), every=_count("every", self.every, 1))
-        _set(self, factor=_number("factor", self.factor))
-        if not 0 < self.factor < 1:
-            raise ValueError(f"factor must be in (0, 1) to decay, got {self.factor!r}")
+        _set(
+            self,
+            start=as_number(self.start, "start"),
+            factor=as_number(self.factor, "factor", "in (0, 1) to decay", lambda x: 0 < x < 1),
+            every=as_count(self.every, "every"),
+        )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         return self.start * _power(self.factor, tick // self.every)
@@ -474,24 +544,29 @@ class IncreasingBeta(Schedule):
     0.9375
     """
 
+    monotone = True
+
     start: float
     _: KW_ONLY
     every: int = 1
 
     def __post_init__(self) -> None:
-        _set(self, start=_number("start", self.start), every=_count("every", self.every, 1))
-        if not 0 <= self.start < 1:
-            raise ValueError(f"start must be in [0, 1), got {self.start!r}")
+        _set(
+            self,
+            start=as_number(self.start, "start", "in [0, 1)", lambda x: 0 <= x < 1),
+            every=as_count(self.every, "every"),
+        )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
-        return 1 - (1 - self.start) / (tick // self.every + 1) ** 0.75
+        # The formula turned round, so that tick 0 has β itself, and not 1 - (1 - β) in floats.
+        return self.start + (1 - self.start) * (1 - (tick // self.every + 1) ** -0.75)
 
     def next_change(self, tick: int, horizon: int, /) -> int:
         return _next_multiple(tick, self.every)
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Piecewise(Schedule):
     """Given values from given ticks on.
 
@@ -506,22 +581,19 @@ class Piecewise(Schedule):
 
     pieces: tuple[tuple[int, float], ...]
 
-    def __init__(self, pieces: Any) -> None:
-        pairs = list(pieces.items()) if isinstance(pieces, Mapping) else pieces
+    def __init__(self, pieces: Mapping[int, float] | Sequence[tuple[int, float]]) -> None:
+        wrong = f"pieces must map each tick, 0 among them, to one value, got {pieces!r}"
         try:
-            pairs = [(tick, value) for tick, value in pairs]
+            pairs = dict(pieces).items()
         except (TypeError, ValueError):
-            raise ValueError(f"pieces must map ticks to values, got {pieces!r}") from None
-        kept = sorted(
-            (_count("pieces' tick", _from_text(tick), 0), _number(f"pieces[{tick}]", value))
+            raise ValueError(wrong) from None
+        kept = {
+            as_count(_from_text(tick), "a tick of pieces", 0): as_number(value, f"pieces[{tick}]")
             for tick, value in pairs
-        )
-        ticks = [tick for tick, _ in kept]
-        if not ticks or ticks[0] != 0:
-            raise ValueError(f"pieces must have a value at tick 0, got ticks {ticks}")
-        if len(set(ticks)) < len(ticks):
-            raise ValueError(f"pieces must name each tick once, got ticks {ticks}")
-        _set(self, pieces=tuple(kept))
+        }
+        if 0 not in kept or len(kept) < len(pieces):
+            raise ValueError(wrong)
+        _set(self, pieces=tuple(sorted(kept.items())))
 
     def __repr__(self) -> str:
         return f"Piecewise({dict(self.pieces)})"
@@ -531,7 +603,7 @@ class Piecewise(Schedule):
 
     def next_change(self, tick: int, horizon: int, /) -> int:
         after = self._index(tick) + 1
-        return self.pieces[after][0] if after < len(self.pieces) else max(horizon, tick + 1)
+        return self.pieces[after][0] if after < len(self.pieces) else _never(tick, horizon)
 
     def _index(self, tick: int) -> int:
         return bisect_right(self.pieces, tick, key=lambda piece: piece[0]) - 1
@@ -561,15 +633,15 @@ class Warmup(Schedule):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _set(self, schedule=as_schedule(self.schedule, "schedule"))
-        _set(self, length=_count("length", self.length, 0), start=_number("start", self.start))
+        _set(
+            self,
+            schedule=as_schedule(self.schedule, "schedule"),
+            length=as_count(self.length, "length", 0),
+            start=as_number(self.start, "start"),
+        )
 
     def __call__(self, tick: int, horizon: int, /) -> float:
-        rest = horizon - self.length
-        if rest < 1:
-            raise ValueError(
-                f"length of the warm-up must be below the Plan's {horizon} ticks, got {self.length}"
-            )
+        rest = self._rest(horizon)
         if tick >= self.length:
             return self.schedule(tick - self.length, rest)
         peak = self.schedule(0, rest)
@@ -578,7 +650,18 @@ class Warmup(Schedule):
     def next_change(self, tick: int, horizon: int, /) -> int:
         if tick < self.length:
             return tick + 1
-        return self.length + self.schedule.next_change(tick - self.length, horizon - self.length)
+        return self.length + self.schedule.next_change(tick - self.length, self._rest(horizon))
+
+    def extremes(self, horizon: int, /) -> Iterable[int]:
+        yield from {0, max(0, self.length - 1)}
+        yield from (self.length + tick for tick in self.schedule.extremes(self._rest(horizon)))
+
+    def _rest(self, horizon: int) -> int:
+        if self.length >= horizon:
+            raise ValueError(
+                f"length of the warm-up must be below the Plan's {horizon} ticks, got {self.length}"
+            )
+        return horizon - self.length
 
 
 @final
@@ -601,13 +684,16 @@ class Delayed(Schedule):
     by: int
 
     def __post_init__(self) -> None:
-        _set(self, schedule=as_schedule(self.schedule, "schedule"), by=_count("by", self.by, 0))
+        _set(self, schedule=as_schedule(self.schedule, "schedule"), by=as_count(self.by, "by", 0))
 
     def __call__(self, tick: int, horizon: int, /) -> float:
         return self.schedule(max(tick - self.by, 0), horizon)
 
     def next_change(self, tick: int, horizon: int, /) -> int:
         return self.by + self.schedule.next_change(max(tick - self.by, 0), horizon)
+
+    def extremes(self, horizon: int, /) -> Iterable[int]:
+        return (0, horizon - 1) if self.schedule.monotone else self._changes(horizon)
 
 
 @final
@@ -639,13 +725,49 @@ class Product(Schedule):
     def next_change(self, tick: int, horizon: int, /) -> int:
         return min(self.left.next_change(tick, horizon), self.right.next_change(tick, horizon))
 
+    def extremes(self, horizon: int, /) -> Iterable[int]:
+        both = (self.left, self.right)
+        if all(s.monotone and s(0, horizon) >= s(horizon - 1, horizon) >= 0 for s in both):
+            return (0, horizon - 1)
+        return self._changes(horizon)
+
+
+def _set(schedule: Schedule, /, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(schedule, name, value)
+
 
 def _maximum(value: Any, start: float) -> float | None:
-    return None if value is None else _number("maximum", value, least=start)
+    if value is None:
+        return None
+    return as_number(value, "maximum", f"a finite number >= start ({start})", lambda x: x >= start)
+
+
+def _optional_span(value: Any) -> int | None:
+    return None if value is None else as_count(value, "span")
+
+
+def _limited(value: float, maximum: float | None) -> float:
+    return value if maximum is None else min(value, float(maximum))
+
+
+def _power(base: float, exponent: int) -> float:
+    try:
+        return float(base) ** exponent
+    except OverflowError:
+        return math.inf
+
+
+def _never(tick: int, horizon: int) -> int:
+    return max(horizon, tick + 1)
 
 
 def _next_multiple(tick: int, every: int) -> int:
     return (tick // every + 1) * every
+
+
+def _next_until(tick: int, horizon: int, span: int | None) -> int:
+    return tick + 1 if span is None or tick < span else _never(tick, horizon)
 
 
 def _from_text(tick: Any) -> Any:
