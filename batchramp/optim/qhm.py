@@ -20,6 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+try:  # torch adds DTensor to this list when DTensor is first imported
+    from torch.optim.optimizer import _foreach_supported_types as _FOREACH_TYPES
+except ImportError:
+    _FOREACH_TYPES = [Tensor, torch.nn.Parameter]
+
 Number = float | Tensor
 
 
@@ -206,9 +211,10 @@ class QHM(Optimizer):
         if not _same(self._states, self.state.values()):  # reset or replaced from outside
             self._forget_plans()
             self._states = list(self.state.values())
+        values = [_read(group) for group in self.param_groups]  # all, before anything moves
         for index, group in enumerate(self.param_groups):
             with torch.set_grad_enabled(group["differentiable"]):
-                self._step_group(index, group)
+                self._step_group(index, group, values[index])
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,14 +240,13 @@ class QHM(Optimizer):
         self._plans: dict[int, _Plan] = {}
         self._states: list[Any] = []
 
-    def _step_group(self, index: int, group: dict[str, Any]) -> None:
+    def _step_group(self, index: int, group: dict[str, Any], values: "_Values") -> None:
         params: list[Tensor] = group["params"]
         grads = [g for p in params if (g := p.grad) is not None]
         if len(grads) != len(params):
             params = [p for p in params if p.grad is not None]
         if not params:
             return
-        values = _read(group)
         if not group["capturable"] and params[0].is_cuda:
             _refuse_capture()
         implementation = _implementation(group)
@@ -303,7 +308,7 @@ class QHM(Optimizer):
                 _fused_step(bucket, bucket_grads, values, arguments)
         if plan.rest:
             rest = [params[i] for i in plan.rest]
-            others = all(type(p) in _foreach_types() for p in rest)
+            others = all(type(p) in _FOREACH_TYPES for p in rest)
             (self._foreach if others else self._loop)(rest, [grads[i] for i in plan.rest], values)
 
     def _make_plan(self, params: list[Tensor], grads: list[Tensor], values: "_Values") -> "_Plan":
@@ -497,14 +502,6 @@ def _write_scale(states: list[dict[str, Any]], scale: float) -> None:
             state["scale"] = scale
 
 
-def _foreach_types() -> list[type]:
-    # torch adds DTensor to this list when DTensor is first imported.
-    return getattr(torch.optim.optimizer, "_foreach_supported_types", _PLAIN)
-
-
-_PLAIN = [Tensor, torch.nn.Parameter]
-
-
 # Loop
 
 
@@ -675,8 +672,8 @@ _KERNEL_DTYPES = {
 
 def _kernel_serves(p: Tensor, g: Tensor) -> bool:
     return (
-        type(p) in _PLAIN
-        and type(g) in _PLAIN
+        type(p) in (Tensor, torch.nn.Parameter)
+        and type(g) in (Tensor, torch.nn.Parameter)
         and p.dtype in _KERNEL_DTYPES.get(p.device.type, ())
         and g.dtype == p.dtype
         and _kernel_works()
