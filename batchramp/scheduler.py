@@ -103,13 +103,13 @@ class ParamScheduler(LRScheduler):
         if self.sampler is not None and self.sampler.epoch != epoch:
             self.sampler.set_epoch(epoch)
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[float | Tensor]:
         """The lr of each param group, as numbers."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
         """The lr of each param group, as `get_last_lr`; torch's name for the same question."""
-        return list(self.get_last_lr())
+        return self.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
         """``last_epoch`` and the plan, as plain values."""

@@ -52,6 +52,7 @@ COLUMNS = (
     "full_gradient_norm",  # of the clean training loss, network in eval mode
     "min_full_gradient_norm",  # the least so far, the initial point included
     "loss_at_min_norm",  # train_loss where that was
+    "at_chance",  # true: the classifier does no better than a constant answer
 )
 
 
@@ -106,7 +107,7 @@ def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]
             "format": FORMAT,
             **identity,
             "environment": environment(),
-            "initial": _finite(initial),
+            "initial": finite(initial),
             "status": "running",
             "error": None,
         },
@@ -122,7 +123,7 @@ def finish(folder: Path, status: str, error: str | None = None) -> None:
 def append_row(folder: Path, row: Mapping[str, Any]) -> None:
     """Adds one epoch's row, on disk when this returns. Numbers that are not finite become null."""
     with open(folder / "epochs.jsonl", "ab") as file:
-        file.write(json.dumps(_finite(row), allow_nan=False).encode() + b"\n")
+        file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -146,9 +147,29 @@ def cut_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
     return rows[:epochs]
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run was started in this folder."""
-    return (folder / "run.json").is_file()
+def existing(folder: Path, identity: Mapping[str, Any], resume: bool) -> Record | None:
+    """The run that ``folder`` holds already, None if it is new or empty.
+
+    Raises:
+        ValueError: it holds another run or other files, or it holds a run and ``resume`` is False.
+    """
+    if not (folder / "run.json").is_file():
+        if folder.exists() and any(path.name != "lock" for path in folder.iterdir()):
+            raise ValueError(f"out must be a new or empty folder or hold a run, got {folder}")
+        return None
+    if not resume:
+        raise ValueError(f"out {folder} holds a run already: resume it or name another folder")
+    record = read(folder)
+    for name in ("task", "model", "optimizer", "plan", "seed"):
+        here, there = identity[name], getattr(record, name)
+        if name == "plan":
+            here = Plan.from_dict(here)
+        if here != there:
+            raise ValueError(
+                f"{name} differs from that of the run in {folder}: there {there!r}, here {here!r}; "
+                "name another folder"
+            )
+    return record
 
 
 def read(folder: Path) -> Record:
@@ -332,7 +353,8 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` with null for numbers that are not finite, as JSON wants it."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

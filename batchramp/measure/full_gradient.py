@@ -74,7 +74,8 @@ def full_gradient_norm(
                 # autograd.grad may hand out one tensor twice, so the sum is kept in copies
                 total = [g.detach().to(_wide(g.dtype), copy=True) for g in gradients]
             else:
-                torch._foreach_add_(total, [g.detach().to(_wide(g.dtype)) for g in gradients])
+                for sum_, g in zip(total, gradients, strict=True):
+                    sum_.add_(g.detach())
             loss_sum += float(loss.detach())
             count += len(targets)
     if total is None or count == 0:

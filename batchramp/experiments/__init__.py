@@ -1,0 +1,6 @@
+"""Experiments: tasks by name, recipes that return runs, and what runs them."""
+
+from batchramp.experiments.recipes import RECIPES, Run, figure1, figure1_tuning, from_file
+from batchramp.experiments.runner import Outcome, run_all
+
+__all__ = ["RECIPES", "Outcome", "Run", "figure1", "figure1_tuning", "from_file", "run_all"]

@@ -1,0 +1,81 @@
+"""What is trained on what."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from batchramp.batching import ScheduledBatchSampler, TensorLoader
+
+__all__ = ["Task"]
+
+Data = tuple[Tensor, Tensor] | Dataset[Any]
+
+# Samples at a time where nothing depends on it but speed and memory.
+_MEASURED_AT_ONCE = 1000
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what.
+
+    Args:
+        model: makes a new model, ``() -> nn.Module``; called under the run's seed.
+        train: a pair of tensors ``(inputs, targets)`` of the same length, or a map-style Dataset of
+            such pairs.
+        test: likewise, or None.
+        loss_fn: ``loss_fn(model(inputs), targets)``, the mean loss over a batch.
+        validation: as test. What is tuned is tuned on it.
+        augment: ``augment(inputs, generator)`` on whole training batches (pairs of tensors only).
+        name, model_name: what files call the task and the model.
+        device: where to train.
+
+    >>> import torch
+    >>> from batchramp import Plan, Task, fit
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> task = Task(
+    ...     model=lambda: torch.nn.Linear(3, 1),
+    ...     train=(x, x.sum(1, keepdim=True)),
+    ...     test=None,
+    ...     loss_fn=torch.nn.functional.mse_loss,
+    ... )
+    >>> plan = Plan(epochs=20, batch_size=8, lr=0.1, beta=0.9, gamma=0.7)
+    >>> fit(task, plan, seed=0).rows[-1]["train_loss"] < 0.01
+    True
+    """
+
+    model: Callable[[], nn.Module]
+    train: Data
+    test: Data | None
+    loss_fn: Callable[[Any, Any], Tensor]
+    validation: Data | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    name: str = "custom"
+    model_name: str = "custom"
+    device: str = "cpu"
+
+    @property
+    def n(self) -> int:
+        """Training samples."""
+        return len(self.train[0]) if isinstance(self.train, tuple) else len(self.train)  # type: ignore[arg-type]
+
+    def batches(self, sampler: ScheduledBatchSampler) -> Iterable[Any]:
+        """The training batches that ``sampler`` decides."""
+        if isinstance(self.train, tuple):
+            return TensorLoader(self.train, sampler, augment=self.augment, device=self.device)
+        return DataLoader(self.train, batch_sampler=sampler)
+
+    def in_order(self, part: str) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """All of "train", "validation" or "test", clean and unshuffled; None if there is none."""
+        data: Data | None = getattr(self, part)
+        if data is None:
+            return None
+        if isinstance(data, tuple):
+            batches = zip(*(tensor.split(_MEASURED_AT_ONCE) for tensor in data), strict=True)
+        else:
+            batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE))
+        return ((inputs.to(self.device), targets.to(self.device)) for inputs, targets in batches)

@@ -1,0 +1,296 @@
+"""Training under a Plan: one plain loop, read from top to bottom."""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from batchramp import store
+from batchramp.batching import ScheduledBatchSampler
+from batchramp.measure import evaluate, full_gradient_norm
+from batchramp.optim import QHM
+from batchramp.plan import HYPERPARAMETERS, Plan, Values
+from batchramp.scheduler import ParamScheduler
+from batchramp.task import Task
+
+__all__ = ["Fit", "Task", "fit"]
+
+# Steps between looks at the loss; each look makes a GPU wait.
+_STEPS_BETWEEN_CHECKS = 100
+# A classifier that does no better than a constant answer for so long has collapsed.
+_EPOCHS_AT_CHANCE = 3
+
+
+@final
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` returns.
+
+    Attributes:
+        status: "finished", "diverged" (a loss or norm that is not finite) or "collapsed" (a
+            classifier that did no better than a constant answer for three epochs); both stop early.
+        rows: one dict an epoch; its keys are `batchramp.store.COLUMNS`.
+        initial: losses, accuracies and norm before the first step.
+        model: the trained model.
+    """
+
+    status: str
+    rows: list[dict[str, Any]]
+    initial: Mapping[str, float | None]
+    model: nn.Module
+
+
+def fit(
+    task: Task,
+    plan: Plan,
+    *,
+    seed: int,
+    optimizer: Callable[..., torch.optim.Optimizer] = QHM,
+    fields: Mapping[str, str] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    label: str = "",
+    panel: str = "",
+    experiment: str = "",
+) -> Fit:
+    """Trains ``task`` under ``plan``, measuring after every epoch.
+
+    Args:
+        task: what is trained on what.
+        plan: the Plan.
+        seed: decides initial weights, order of samples and all other randomness; torch's own
+            random state is left as found. Runs of one seed share weights and permutations.
+        optimizer: called with the model's parameters and the planned hyperparameters by name;
+            ``functools.partial(torch.optim.AdamW, lr=1e-3)`` where the Plan leaves lr out.
+        fields: see `ParamScheduler`.
+        on_epoch: called with each new row.
+        out: a folder for the run's file, rows and checkpoint; see `batchramp.store`.
+        resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
+            machine, threads and versions); False refuses a folder that holds a run.
+        label, panel, experiment: how reports group the run.
+
+    Raises:
+        ValueError: the folder holds another run, or plan and optimizer do not fit.
+        BlockingIOError: another process trains in the folder.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    what = identity(
+        task=task.name,
+        model=task.model_name,
+        optimizer=optimizer,
+        plan=plan,
+        seed=seed,
+        label=label,
+        panel=panel,
+        experiment=experiment,
+    )
+    folder = None if out is None else Path(out)
+    with ExitStack() as stack:
+        devices = [task.device] if task.device.startswith("cuda") else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        torch.manual_seed(seed)
+        record = None
+        if folder is not None:
+            store.existing(folder, what, resume)  # refused before the lock leaves its file
+            stack.enter_context(store.lock(folder))
+            record = store.existing(folder, what, resume)
+
+        model = task.model().to(task.device)
+        sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
+        loader = task.batches(sampler)
+        opt = _optimizer(optimizer, model, plan, fields or {})
+        scheduler = ParamScheduler(opt, plan, fields=fields)
+        at = _Progress()
+        rows: list[dict[str, Any]] = []
+        if folder is not None and record is not None:
+            initial = record.initial
+            at = _restore(folder, model, opt, task.device) or at
+            rows = store.cut_rows(folder, at.epoch)
+        else:
+            initial = store.finite(_measure(model, task))
+            if folder is not None:
+                store.create(folder, what, initial)
+
+        while at.status == "running":
+            sampler.set_epoch(at.epoch)
+            values = _train_epoch(task, plan, model, loader, opt, scheduler, at)
+            measured = _measure(model, task)
+            least = _least([initial, *rows, measured])
+            row = store.finite(
+                {
+                    "epoch": at.epoch,
+                    "steps": at.steps,
+                    "samples": at.samples,
+                    "seconds": at.seconds,
+                    **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
+                    **measured,
+                    "min_full_gradient_norm": least["full_gradient_norm"],
+                    "loss_at_min_norm": least["train_loss"],
+                }
+            )
+            rows.append(row)
+            at.epoch += 1
+            if None in (row["train_loss"], row["full_gradient_norm"]):
+                at.status = "diverged"
+            elif sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE:
+                at.status = "collapsed"
+            elif at.epoch == sampler.epochs:
+                at.status = "finished"
+            # Taken whether saved or not, so that saving changes no number: it folds the scales of
+            # the fused buffers, which rounds.
+            state = opt.state_dict()
+            if folder is not None:
+                store.append_row(folder, row)
+                store.save_checkpoint(folder, _checkpoint(at, model, state, task.device))
+            if on_epoch is not None:
+                on_epoch(row)
+        if folder is not None and (record is None or record.status != at.status):
+            store.finish(folder, at.status)
+        return Fit(at.status, rows, initial, model)
+
+
+def identity(
+    *, task: str, model: str, optimizer: Callable[..., Any], plan: Plan, seed: int, **names: str
+) -> dict[str, Any]:
+    """What tells one run from another, as `batchramp.store` keeps it."""
+    return {
+        **names,
+        "task": task,
+        "model": model,
+        "optimizer": _name(optimizer),
+        "plan": plan.to_dict(),
+        "seed": seed,
+    }
+
+
+@dataclass
+class _Progress:
+    """How far a run is."""
+
+    epoch: int = 0
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    status: str = "running"
+
+
+def _train_epoch(
+    task: Task,
+    plan: Plan,
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    scheduler: ParamScheduler,
+    at: _Progress,
+) -> Values:
+    """One pass over the data. Returns what was planned at its end."""
+    scheduler.set_epoch(plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples))
+    per_batch = plan.unit != "epochs"
+    loss_fn, device = task.loss_fn, task.device
+    model.train()
+    started = time.perf_counter()
+    for inputs, targets in loader:
+        if per_batch:
+            scheduler.set_epoch(plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples))
+        loss = loss_fn(model(inputs.to(device)), targets.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        at.steps += 1
+        at.samples += len(targets)
+        if at.steps % _STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
+            break
+    at.seconds += time.perf_counter() - started
+    return plan.at(scheduler.last_epoch)
+
+
+def _measure(model: nn.Module, task: Task) -> dict[str, float | None]:
+    """Losses, accuracies and the full-gradient norm: clean data, eval mode."""
+    measured: dict[str, float | None] = {}
+    for part in ("train", "validation", "test"):
+        data = task.in_order(part)
+        result = None if data is None else evaluate(model, task.loss_fn, data)
+        measured[f"{part}_loss"] = None if result is None else result.loss
+        measured[f"{part}_accuracy"] = None if result is None else result.accuracy
+        if result is not None and part == "train":
+            measured["at_chance"] = result.at_chance
+    full = full_gradient_norm(model, task.loss_fn, task.in_order("train") or ())
+    return {**measured, "full_gradient_norm": full.norm}
+
+
+def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of the smallest full-gradient norm, as far as norms are finite."""
+
+    def norm(row: Mapping[str, Any]) -> float:
+        value = row["full_gradient_norm"]
+        return math.inf if value is None or math.isnan(value) else value
+
+    return min(rows, key=norm)
+
+
+# ----------------------------------------------------------------------------- making the parts
+
+
+def _optimizer(
+    make: Callable[..., torch.optim.Optimizer],
+    model: nn.Module,
+    plan: Plan,
+    fields: Mapping[str, str],
+) -> torch.optim.Optimizer:
+    planned = plan.at(0).hyperparameters
+    named = {fields.get(name, name): value for name, value in planned.items()}
+    try:
+        return make(model.parameters(), **named)
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer {_name(make)} cannot be made with what the plan schedules "
+            f"({', '.join(named) or 'no hyperparameter'}): {error}"
+        ) from None
+
+
+def _name(make: Callable[..., Any]) -> str:
+    """What files call an optimizer."""
+    if isinstance(make, functools.partial):
+        given = ", ".join(f"{key}={value!r}" for key, value in make.keywords.items())
+        return f"{_name(make.func)}({given})"
+    return getattr(make, "__qualname__", type(make).__qualname__)
+
+
+# ------------------------------------------------------------------------------- saving, resuming
+
+
+def _checkpoint(
+    at: _Progress, model: nn.Module, optimizer: dict[str, Any], device: str
+) -> dict[str, Any]:
+    cuda = device.startswith("cuda")
+    return {
+        "progress": asdict(at),
+        "model": model.state_dict(),
+        "optimizer": optimizer,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if cuda else None,
+    }
+
+
+def _restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: str
+) -> _Progress | None:
+    saved = store.load_checkpoint(folder)
+    if saved is None:
+        return None
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["rng"])
+    if saved["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(saved["cuda_rng"], device)
+    return _Progress(**saved["progress"])
