@@ -45,6 +45,8 @@ _DOMAINS = {
 # A schedule with more changes is checked at this many and at a sample of the others; a batch size
 # with more cannot be laid out.
 _MOST_CHANGES = 1_000_000
+# Stages that a description shows, the first half and the last.
+_MOST_ROWS = 40
 # Batches of one epoch that are listed.
 _MOST_BATCHES = 100_000_000
 
@@ -270,24 +272,31 @@ class Plan:
         total: 46 steps, 400 samples
         """
         names = [name for name in HYPERPARAMETERS if getattr(self, name) is not None]
-        stages = self.stages(n)
-        rows = []
-        for stage in stages:
+        columns = (self.unit, "batch size", "steps", "samples", *names)
+
+        def row(stage: Stage) -> tuple[str, ...]:
             first, last = self.at(stage.start), self.at(stage.stop - 1)
-            ticks = f"{stage.start}-{stage.stop - 1}"
-            rows.append(
-                (
-                    ticks if stage.stop - stage.start > 1 else str(stage.start),
-                    f"{stage.batch_size:,}",
-                    f"{stage.steps:,}",
-                    f"{stage.samples:,}",
-                    *(_from_to(getattr(first, name), getattr(last, name)) for name in names),
-                )
+            one = stage.stop - stage.start == 1
+            return (
+                str(stage.start) if one else f"{stage.start}-{stage.stop - 1}",
+                f"{stage.batch_size:,}",
+                f"{stage.steps:,}",
+                f"{stage.samples:,}",
+                *(_from_to(getattr(first, name), getattr(last, name)) for name in names),
             )
+
+        stages = self.stages(n)
+        if len(stages) <= _MOST_ROWS:
+            rows = [row(stage) for stage in stages]
+        else:
+            half = _MOST_ROWS // 2
+            hidden = f"({len(stages) - 2 * half:,} more)"
+            gap = ("...", hidden, *[""] * (len(columns) - 2))
+            rows = [*map(row, stages[:half]), gap, *map(row, stages[-half:])]
         steps, samples = sum(s.steps for s in stages), sum(s.samples for s in stages)
         return Description(
             title=f"{self.length:,} {self.unit} over {n:,} samples",
-            columns=(self.unit, "batch size", "steps", "samples", *names),
+            columns=columns,
             rows=tuple(rows),
             total=f"total: {steps:,} steps, {samples:,} samples",
         )
@@ -301,17 +310,24 @@ class Plan:
         from matplotlib.figure import Figure
 
         names = [name for name in _DOMAINS if getattr(self, name) is not None]
-        ticks = sorted({i * (self.length - 1) // 1999 for i in range(2000)})
+        even = {i * (self.length - 1) // 1999 for i in range(2000)}
+        changes = {stage.start for stage in self.stages(n)[:2000]}
+        ticks = sorted(even | changes)
         values = [self.at(tick) for tick in ticks]
         figure = Figure(figsize=(7, 1.2 + 1.4 * len(names)), layout="constrained")
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for panel, name in zip(panels, names, strict=True):
-            panel.step(ticks, [getattr(v, name) for v in values], where="post")
+            heights = [getattr(value, name) for value in values]
+            # The last tick is as wide as the others.
+            panel.step([*ticks, self.length], [*heights, heights[-1]], where="post")
             panel.set_ylabel(name.replace("_", " "))
             panel.grid(alpha=0.3)
         panels[0].set_yscale("log", base=2)
-        panels[-1].set_xlabel(self.unit.removesuffix("s") if self.unit != "samples" else "samples")
-        figure.suptitle(str(self.describe(n).total))
+        panels[0].yaxis.set_major_formatter(lambda size, _: f"{size:,.0f}" if size >= 1 else "")
+        panels[-1].set_xlabel({"epochs": "epoch", "steps": "step"}.get(self.unit, "samples"))
+        figure.align_ylabels()
+        said = self.describe(n)
+        figure.suptitle(f"{said.title}, {said.total}", fontsize="medium")
         return figure
 
     def __repr__(self) -> str:
@@ -386,13 +402,14 @@ class Plan:
         >>> Plan.from_toml("epochs = 3\\nbatch_size = 8")
         Plan(epochs=3, batch_size=Constant(8))
         """
-        text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
         try:
-            plain = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            shown = text if len(text) < 60 else f"{text[:60]}..."
+            is_text = isinstance(source, str)
+            plain = tomllib.loads(source if is_text else Path(source).read_text(encoding="utf-8"))
+        except ValueError as error:  # not TOML, or not UTF-8
+            shown = repr(str(source))
+            shown = shown if len(shown) < 80 else f"{shown[:75]}...'"
             raise ValueError(
-                f"source must be TOML text, or a Path to a file of it, got {shown!r}: {error}"
+                f"source must be TOML text, or a Path to a file of it, got {shown}: {error}"
             ) from None
         return cls.from_dict(plain)
 
