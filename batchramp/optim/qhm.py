@@ -290,6 +290,7 @@ class QHM(Optimizer):
         scaled = [state for state in states if "scale" in state]
         if scaled:  # a fused step came before
             _rescale(scaled, 1.0)
+            self._plans.clear()
         return states
 
     def _fused(
@@ -303,7 +304,6 @@ class QHM(Optimizer):
             arguments = _kernel_arguments(bucket.scale, values, bucket.params[0].dtype)
             if arguments is None:
                 self._foreach(bucket.params, bucket_grads, values)
-                bucket.scale = 1.0
             else:
                 _fused_step(bucket, bucket_grads, values, arguments)
         if plan.rest:

@@ -1,0 +1,429 @@
+"""QHM through torch's fused SGD kernel: what that kernel gets wrong, and what QHM must not."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from batchramp.optim import QHM, qhm
+
+
+def values_of(rng):
+    return {
+        "lr": rng.uniform(0.01, 0.2),
+        "beta": rng.choice([rng.uniform(0.1, 0.99), 0.0]) if rng.random() < 0.2 else 0.9,
+        "gamma": rng.choice([rng.uniform(0.1, 0.99), 0.0, 1.0]) if rng.random() < 0.5 else 0.7,
+    }
+
+
+def some_params(dtype=torch.float32):
+    torch.manual_seed(0)
+    return [
+        nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((4, 3), (), (33,), (2, 3, 2, 2))
+    ]
+
+
+def steps(optimizer, params, first, last, absent=0.2):
+    """Steps first..last-1 of one fixed sequence of gradients and values."""
+    for k in range(first, last):
+        rng = random.Random(k)
+        generator = torch.Generator().manual_seed(k)
+        for group in optimizer.param_groups:
+            group.update(values_of(rng))
+        for p in params:
+            g = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+            p.grad = None if rng.random() < absent else g
+        optimizer.step()
+
+
+def assert_equal(some, others):
+    for a, b in zip(some, others, strict=True):
+        assert torch.equal(a, b)
+
+
+def assert_close(some, others):
+    for a, b in zip(some, others, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    calls = []
+    kernel = torch._fused_sgd_
+
+    def spy(params, *args, **kwargs):
+        calls.append(len(params))
+        return kernel(params, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", spy)
+    return calls
+
+
+def test_one_kernel_call_and_no_sweep_however_beta_and_gamma_change(kernel_calls, monkeypatch):
+    params = some_params()
+    optimizer = QHM(params, lr=0.1)
+    for name in ("_foreach_mul_", "_foreach_lerp_"):
+        monkeypatch.setattr(torch, name, lambda *_: pytest.fail("swept the buffers"))
+    rng = random.Random(0)
+    for _ in range(30):
+        optimizer.param_groups[0].update(beta=rng.uniform(0.01, 0.99), gamma=rng.uniform(0.01, 1))
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert kernel_calls[-30:] == [4] * 30
+    scales = {optimizer.state[p]["scale"] for p in params}
+    assert len(scales) == 1
+    assert isinstance(scales.pop(), float)
+
+
+def test_constant_values_use_their_own_scale_from_the_first_step():
+    params = some_params()
+    optimizer = QHM(params, lr=0.1, beta=0.9, gamma=0.7)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert optimizer.state[params[0]]["scale"] == pytest.approx(0.9 * 0.3 / 0.7, rel=1e-15)
+
+
+def test_a_parameter_without_gradient_keeps_its_scale_and_its_d():
+    x, y = params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = QHM(params, lr=0.1, fused=True)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    scale, buffer = optimizer.state[y]["scale"], optimizer.state[y]["momentum_buffer"].clone()
+    y.grad = None
+    optimizer.param_groups[0]["gamma"] = 0.2
+    optimizer.step()
+    assert optimizer.state[y]["scale"] == scale != optimizer.state[x]["scale"]
+    assert torch.equal(optimizer.state[y]["momentum_buffer"], buffer)
+
+
+# The kernel's hazards
+
+
+def kernel_step(x, grad, buffer):
+    torch._fused_sgd_(
+        [x],
+        [grad],
+        [buffer],
+        weight_decay=0.0,
+        momentum=0.9,
+        lr=0.1,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_kernel_is_wrong_on_mixed_strides_and_qhm_is_not(swapped):
+    torch.manual_seed(0)
+    start, grad = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    if swapped:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    else:
+        start = start.contiguous(memory_format=torch.channels_last)
+
+    raw = start.clone()
+    kernel_step(raw, grad, torch.zeros_like(raw))
+    wrong = (raw - (start - 0.1 * grad)).abs().max()
+    assert wrong > 0.1, "torch has mended its kernel: QHM need not look at strides any more"
+
+    x = nn.Parameter(start.clone())
+    optimizer = QHM([x], lr=0.1, beta=0.5, gamma=1, fused=True)
+    x.grad = grad
+    expected, d = start, torch.zeros_like(grad)
+    for _ in range(3):
+        optimizer.step()
+        d = 0.5 * d + 0.5 * grad
+        expected = expected - 0.1 * d
+        torch.testing.assert_close(x.detach(), expected)
+    assert x.grad is grad
+
+
+def test_strides_that_change_between_steps_are_noticed():
+    torch.manual_seed(0)
+    models = [nn.Conv2d(3, 4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        QHM(m.parameters(), lr=0.1, **o)
+        for m, o in zip(models, ({"fused": True}, {"foreach": False}), strict=True)
+    ]
+    for k in range(8):
+        grads = [torch.randn_like(p) for p in models[0].parameters()]
+        for model, optimizer in zip(models, optimizers, strict=True):
+            if k == 2:
+                model.to(memory_format=torch.channels_last)  # the parameter, not its buffer
+            for p, g in zip(model.parameters(), grads, strict=True):
+                p.grad = g.clone(memory_format=torch.contiguous_format)
+                if k in (4, 5) and p.dim() == 4:
+                    p.grad = p.grad.contiguous(memory_format=torch.channels_last)
+            if k == 6:
+                model.to(memory_format=torch.contiguous_format)
+            optimizer.step()
+        assert_close(models[0].parameters(), models[1].parameters())
+
+
+def test_a_state_of_other_strides_is_loaded_rightly():
+    torch.manual_seed(0)
+    plain = nn.Parameter(torch.randn(4, 3, 2, 2))
+    last = nn.Parameter(plain.detach().contiguous(memory_format=torch.channels_last))
+    source, target = QHM([plain], lr=0.1, fused=True), QHM([last], lr=0.1, fused=True)
+    grads = torch.randn(3, 4, 3, 2, 2)
+    plain.grad = grads[0]
+    source.step()
+    target.load_state_dict(copy.deepcopy(source.state_dict()))
+    with torch.no_grad():
+        last.copy_(plain)
+    for grad in grads[1:]:
+        plain.grad = grad
+        last.grad = grad.contiguous(memory_format=torch.channels_last)
+        source.step()
+        target.step()
+    assert_close([plain], [last])
+
+
+# What cannot go through the kernel
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda patch: patch.delattr(torch, "_fused_sgd_"),
+        lambda patch: patch.setattr(torch, "_fused_sgd_", lambda a, b: None),
+        lambda patch: patch.setattr(torch, "_fused_sgd_", lambda *args, **kwargs: None),
+    ],
+    ids=["no kernel", "another signature", "other numbers"],
+)
+def test_without_a_kernel_that_works_fused_falls_back(break_it, monkeypatch):
+    expected = some_params()
+    steps(QHM(expected, lr=0.1, foreach=True), expected, 0, 20)
+    break_it(monkeypatch)
+    qhm._kernel_works.cache_clear()
+    try:
+        params = some_params()
+        optimizer = QHM(params, lr=0.1, fused=True)
+        steps(optimizer, params, 0, 20)
+        assert not any("scale" in state for state in optimizer.state.values())
+    finally:
+        qhm._kernel_works.cache_clear()
+    assert_equal(params, expected)
+
+
+def test_mixed_dtypes_each_go_their_way(kernel_calls):
+    def make():
+        torch.manual_seed(0)
+        dtypes = (torch.float32, torch.float16, torch.float64, torch.bfloat16, torch.complex64)
+        return [nn.Parameter(torch.randn(5, 4).to(dtype)) for dtype in dtypes * 2]
+
+    results = []
+    for options in ({"fused": True}, {"foreach": False}):
+        params = make()
+        optimizer = QHM(params, lr=0.1, **options)
+        kernel_calls.clear()
+        for k in range(6):
+            torch.manual_seed(k)
+            optimizer.param_groups[0]["gamma"] = 0.1 + 0.1 * k
+            for p in params:
+                p.grad = torch.randn(5, 4).to(p.dtype)
+            optimizer.step()
+        results.append((params, list(kernel_calls)))
+    (fused, calls), (loop, none) = results
+    assert calls[-12:] == [2, 2] * 6
+    assert none == []
+    for a, b in zip(fused, loop, strict=True):
+        # lerp and the kernel round each step on their own: a few units in the last place.
+        eps = torch.finfo(a.dtype).eps
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=20 * eps, atol=20 * eps)
+
+
+class _OwnTensor(torch.Tensor):
+    pass
+
+
+def test_tensor_subclasses_are_left_to_the_loop(kernel_calls):
+    x = torch.ones(3).as_subclass(_OwnTensor).requires_grad_()
+    optimizer = QHM([x], lr=0.5, gamma=0.0)
+    x.grad = torch.ones(3)
+    kernel_calls.clear()
+    optimizer.step()
+    assert x.tolist() == [0.5] * 3
+    assert len(kernel_calls) <= 1, "only the trial of the kernel"
+    assert "scale" not in optimizer.state[x]
+
+
+# d leaves, the scale does not
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.3])
+def test_a_run_that_saves_and_a_run_resumed_from_it_are_equal_bit_for_bit(absent, tmp_path):
+    saving = some_params()
+    optimizer = QHM(saving, lr=0.1, fused=True, weight_decay=0.01)
+    steps(optimizer, saving, 0, 100, absent)
+    assert any("scale" in state for state in optimizer.state.values()), "nothing to fold"
+    torch.save((saving, optimizer.state_dict()), tmp_path / "state")
+    steps(optimizer, saving, 100, 200, absent)
+
+    with torch.serialization.safe_globals([nn.Parameter]):
+        resumed, state = torch.load(tmp_path / "state", weights_only=True)
+    fresh = QHM(resumed, lr=0.5, fused=True)
+    fresh.load_state_dict(state)
+    steps(fresh, resumed, 100, 200, absent)
+    assert_equal(saving, resumed)
+    assert_equal(
+        [s["momentum_buffer"] for s in optimizer.state_dict()["state"].values()],
+        [s["momentum_buffer"] for s in fresh.state_dict()["state"].values()],
+    )
+
+
+@pytest.mark.parametrize("leave", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_deepcopy_and_pickle_continue_bit_for_bit(leave):
+    params = some_params()
+    optimizer = QHM(params, lr=0.1)
+    steps(optimizer, params, 0, 15)
+    others, other = leave((params, optimizer))
+    assert not any("scale" in state for state in other.state.values())
+    steps(optimizer, params, 15, 40)
+    steps(other, others, 15, 40)
+    assert others[0] is not params[0]
+    assert_equal(params, others)
+
+
+def test_every_way_out_holds_d_itself():
+    expected = some_params(torch.float64)
+    loop = QHM(expected, lr=0.1, foreach=False)
+    steps(loop, expected, 0, 15)
+    d = [loop.state[p]["momentum_buffer"] for p in expected]
+
+    def after_15_steps():
+        params = some_params(torch.float64)
+        optimizer = QHM(params, lr=0.1, fused=True)
+        steps(optimizer, params, 0, 15)
+        raw = [optimizer.state[p]["momentum_buffer"] for p in params]
+        assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in zip(raw, d, strict=True))
+        return optimizer
+
+    optimizer = after_15_steps()
+    states = [optimizer.state_dict()["state"], copy.deepcopy(after_15_steps()).state]
+    states.append(pickle.loads(pickle.dumps(after_15_steps())).state)
+    for state in states:
+        assert [set(s) for s in state.values()] == [{"momentum_buffer"}] * 4
+    in_order = [[states[0][i]["momentum_buffer"] for i in range(4)]]
+    for state in states[1:]:
+        order = [s["momentum_buffer"] for s in state.values()]
+        in_order.append(sorted(order, key=lambda t: [x.numel() for x in d].index(t.numel())))
+    for buffers in in_order:
+        for a, b in zip(buffers, d, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    live = [state["momentum_buffer"] for state in optimizer.state.values()]
+    saved = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
+    assert {id(t) for t in live} == {id(t) for t in saved}, (
+        "as in torch, saved state is the live one"
+    )
+
+
+def test_state_dict_hooks_see_d():
+    x = nn.Parameter(torch.ones(3))
+    optimizer = QHM([x], lr=0.1, fused=True)
+    x.grad = torch.ones(3)
+    optimizer.step()
+    seen = []
+    optimizer.register_state_dict_pre_hook(
+        lambda o: seen.append(o.state[x]["momentum_buffer"].tolist())
+    )
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "extra": 1})
+    assert optimizer.state_dict()["extra"] == 1
+    assert seen == [pytest.approx([0.1] * 3)]
+
+
+@pytest.mark.parametrize("names", [("fused", "loop"), ("loop", "fused"), ("fused", "foreach")])
+def test_a_state_can_be_loaded_by_another_implementation(names):
+    kinds = {"fused": {"fused": True}, "loop": {"foreach": False}, "foreach": {"foreach": True}}
+    first, second = (kinds[name] for name in names)
+    expected = some_params()
+    steps(QHM(expected, lr=0.1, foreach=False), expected, 0, 40)
+
+    params = some_params()
+    source = QHM(params, lr=0.1, **first)
+    steps(source, params, 0, 20)
+    target = QHM(params, lr=0.1, **second)
+    choice = {k: v for k, v in target.param_groups[0].items() if k in ("foreach", "fused")}
+    target.load_state_dict(source.state_dict())
+    target.param_groups[0].update(choice)
+    steps(target, params, 20, 40)
+    assert_close(params, expected)
+
+
+def test_the_implementation_may_change_in_mid_run():
+    expected, params = some_params(), some_params()
+    steps(QHM(expected, lr=0.1, foreach=False), expected, 0, 40)
+    optimizer = QHM(params, lr=0.1)
+    for k, choice in enumerate(
+        ({"fused": True}, {"foreach": True}, {"fused": True}, {"foreach": False})
+    ):
+        optimizer.param_groups[0].update({"foreach": None, "fused": None} | choice)
+        steps(optimizer, params, 10 * k, 10 * k + 10)
+    assert_close(params, expected)
+
+
+# What is kept between steps must not outlive its truth
+
+
+def tampered(tamper):
+    """Run fused and loop alike, tampering with the optimizer in between, and compare."""
+    results = []
+    for options in ({"fused": True}, {"foreach": False}):
+        params = some_params()
+        optimizer = QHM(params, lr=0.1, **options)
+        steps(optimizer, params, 0, 10, absent=0)
+        params = tamper(optimizer, params) or params
+        steps(optimizer, params, 10, 20, absent=0)
+        results.append(params)
+    assert_close(*results)
+    return results[0]
+
+
+def test_a_state_reset_from_outside_is_noticed():
+    untouched = tampered(lambda *_: None)
+    after = [
+        tampered(lambda o, _: o.state.clear()),
+        tampered(lambda o, _: setattr(o, "state", type(o.state)(dict))),
+        tampered(lambda o, p: o.state.update({q: {} for q in p})),
+    ]
+    for params in after:
+        assert not torch.allclose(params[0], untouched[0])
+        assert_close(params, after[0])
+
+
+def test_a_buffer_replaced_from_outside_is_noticed():
+    def replace(optimizer, params):
+        optimizer.state_dict()  # brings the buffers to d
+        for p in params:
+            optimizer.state[p]["momentum_buffer"] = torch.full_like(p, 3.0)
+
+    assert not torch.allclose(tampered(replace)[0], tampered(lambda *_: None)[0])
+
+
+def test_parameters_appended_or_taken_from_a_group_are_noticed():
+    def swap(optimizer, params):
+        members = optimizer.param_groups[0]["params"]
+        members.append(nn.Parameter(torch.ones(5)))
+        members.reverse()
+        members.pop()
+        return [*params[1:], members[0]]
+
+    swapped = tampered(swap)
+    assert not torch.equal(swapped[-1], torch.ones(5))
+
+
+def test_weight_decay_in_the_kernel_leaves_the_gradient_alone():
+    x = nn.Parameter(torch.ones(1000))
+    x.grad = torch.ones(1000)
+    QHM([x], lr=0.1, weight_decay=0.5, maximize=True, fused=True).step()
+    assert torch.equal(x.grad, torch.ones(1000))
