@@ -1,1 +1,333 @@
-"""The command line: parses, calls, prints. Nothing else is decided here."""
+"""The command line: parses, calls, prints. Nothing else is decided here.
+
+Exit status: 0, or 1 if a run failed, or 2 for a wrong argument, file or folder (one line says
+which), or 130 when interrupted.
+"""
+
+import importlib
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from batchramp.experiments import Outcome, Run
+
+EXAMPLES = """
+Examples:
+
+  batchramp plan examples/increasing.toml
+
+  batchramp run examples/increasing.toml --out runs/increasing
+
+  batchramp reproduce figure1 --scale quick --seeds 3 --out runs/figure1
+
+  batchramp report runs/figure1
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Batch size, learning rate and momentum scheduled together." + EXAMPLES,
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the runs and the report.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Runs at a time, one thread each. Default: the cores.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="MODULE", help="A module of yours that defines schedules in the file."
+    ),
+]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The experiment's file.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from batchramp import __version__
+
+        typer.echo(f"batchramp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    out: Out = None,
+    jobs: Jobs = None,
+    as_json: Json = False,
+    modules: Import = None,
+) -> None:
+    """Train what FILE.toml says, once for each of its seeds; continues where it was interrupted.
+
+    Example: batchramp run examples/increasing.toml --out runs/increasing
+    """
+    _import(modules)
+    from batchramp.experiments import from_file
+
+    runs = from_file(file)
+    _run_and_report(runs, out or Path("runs") / file.stem, jobs, as_json)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="figure1, or figure1-tuning for its lr.")],
+    scale: Annotated[str, typer.Option(help="How large: quick.")] = "quick",
+    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ... so many.")] = 3,
+    part: Annotated[str, typer.Option(help="all, or main: lr constant and cosine.")] = "all",
+    out: Out = None,
+    jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment of the paper and write its report; continues where it was interrupted.
+
+    Example: batchramp reproduce figure1 --scale quick --seeds 3 --out runs/figure1
+    """
+    from batchramp.experiments import RECIPES, choose_lr, figure1, figure1_tuning
+
+    if name not in RECIPES:
+        raise ValueError(f"NAME must be one of {', '.join(RECIPES)}, got {name!r}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
+    folder = out or Path("runs") / name
+    if name == "figure1":
+        _run_and_report(figure1(scale, range(seeds), part=part), folder, jobs, as_json)
+        return
+    outcome = _run_all(figure1_tuning(scale), folder, jobs, as_json)
+    from batchramp import store
+
+    chosen = choose_lr(store.read_all(folder))
+    path = folder / "tuned.json"
+    path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    typer.echo(json.dumps(chosen) if as_json else f"lr of every cell: {path}")
+    _exit(outcome)
+
+
+@app.command()
+def plan(
+    file: FileArgument,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Samples, if the file names no task.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw it: a .png, .svg or .pdf file.")
+    ] = None,
+    as_json: Json = False,
+    modules: Import = None,
+) -> None:
+    """Show a plan, stage by stage: batch sizes, steps, samples, lr, beta and gamma.
+
+    FILE.toml is an experiment's file or a plan alone.
+
+    Example: batchramp plan examples/increasing.toml
+    """
+    _import(modules)
+    from batchramp.experiments import plan_from_file
+
+    planned, known = plan_from_file(file)
+    samples = n if n is not None else known
+    if samples is None:
+        raise ValueError(f"{file} names no task: give the number of samples with --n")
+    if plot is not None:
+        planned.plot(samples).savefig(plot, dpi=150)
+    if as_json:
+        stages = [vars(stage) for stage in planned.stages(samples)]
+        totals = {"steps": planned.total_steps(samples), "samples": planned.total_samples(samples)}
+        typer.echo(json.dumps({"plan": planned.to_dict(), "stages": stages, "total": totals}))
+    else:
+        typer.echo(str(planned.describe(samples)))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder of runs.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page. Default: FOLDER/report.html.")
+    ] = None,
+    as_json: Json = False,
+    modules: Import = None,
+) -> None:
+    """Write one HTML page of figures, numbers and claims from the runs in FOLDER.
+
+    Example: batchramp report runs/figure1
+    """
+    _import(modules)
+    from batchramp import report as pages
+
+    path = pages.write(folder, out)
+    typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+def main() -> None:
+    """The entry point: what is refused is one line on stderr and exit status 2."""
+    try:
+        app()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _die(where + (error.strerror or str(error)))
+    except ValueError as error:
+        _die(str(error))
+    except KeyboardInterrupt:
+        typer.echo("batchramp: interrupted; the same command continues", err=True)
+        sys.exit(130)
+
+
+def _die(message: str) -> None:
+    typer.echo(f"batchramp: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _import(modules: "Sequence[str] | None") -> None:
+    if modules:
+        sys.path.insert(0, str(Path.cwd()))  # a console script does not look there by itself
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"--import {module}: {error}") from None
+
+
+def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json: bool) -> None:
+    outcome = _run_all(runs, out, jobs, as_json)
+    from batchramp import report as pages
+
+    path = pages.write(out)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "report": str(path),
+                    "runs": [
+                        {"run": str(run.folder), "status": status}
+                        for run, status in zip(runs, outcome.statuses, strict=True)
+                    ],
+                }
+            )
+        )
+    else:
+        typer.echo(f"report: {path}")
+    _exit(outcome)
+
+
+def _exit(outcome: "Outcome") -> None:
+    for failed, error in outcome.errors:
+        typer.echo(f"batchramp: {failed.title} failed: {error}", err=True)
+    if outcome.errors:
+        raise typer.Exit(1)
+
+
+def _run_all(runs: "Sequence[Run]", out: Path, jobs: int | None, quiet: bool) -> "Outcome":
+    from batchramp.experiments import run_all
+
+    if quiet:
+        return run_all(runs, out, jobs=jobs)
+    with _progress(runs) as (on_row, on_end):
+        return run_all(runs, out, jobs=jobs, on_row=on_row, on_end=on_end)
+
+
+@contextmanager
+def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
+    """Bars on a terminal: all runs, each active run, its epoch and loss, time left. Else lines."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console()
+    ended = 0
+    last: dict[Run, dict[str, Any]] = {}
+
+    def say(run: "Run", status: str) -> None:
+        nonlocal ended
+        ended += 1
+        console.print(
+            f"[{ended}/{len(runs)}] {run.title}: {status}{_summary(last.get(run))}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    if not console.is_terminal:
+
+        def remember(run: "Run", row: dict[str, Any]) -> None:
+            last[run] = row
+
+        yield remember, say
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        total = sum(_epochs(run) for run in runs)
+        overall = bars.add_task("all runs", total=total, state=f"0/{len(runs)} runs")
+        active: dict[Run, Any] = {}
+
+        def on_row(run: "Run", row: dict[str, Any]) -> None:
+            last[run] = row
+            if run not in active:
+                active[run] = bars.add_task(run.title, total=_epochs(run), state="")
+                bars.advance(overall, row["epoch"])  # epochs of an earlier start
+            loss = row["train_loss"]
+            shown = "not finite" if loss is None else f"{loss:.4f}"
+            state = f"epoch {row['epoch'] + 1}/{_epochs(run)}  loss {shown}"
+            bars.update(active[run], completed=row["epoch"] + 1, state=state)
+            bars.advance(overall)
+
+        def on_end(run: "Run", status: str) -> None:
+            say(run, status)
+            done = last[run]["epoch"] + 1 if run in last else 0
+            bars.advance(overall, _epochs(run) - done)
+            bars.update(overall, state=f"{ended}/{len(runs)} runs")
+            if run in active:
+                bars.remove_task(active.pop(run))
+
+        yield on_row, on_end
+
+
+def _epochs(run: "Run") -> int:
+    from batchramp.experiments.tasks import training_samples
+
+    return run.plan.total_epochs(training_samples(run.task))
+
+
+def _summary(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return " before"
+    parts = []
+    if row["test_accuracy"] is not None:
+        parts.append(f"test accuracy {row['test_accuracy']:.2f} %")
+    if row["min_full_gradient_norm"] is not None:
+        parts.append(f"minimum norm {row['min_full_gradient_norm']:.3g}")
+    parts.append(f"{row['steps']:,} steps, {row['seconds']:.1f} s")
+    return ": " + ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,24 @@
 """Experiments: tasks by name, recipes that return runs, and what runs them."""
 
-from batchramp.experiments.recipes import RECIPES, Run, figure1, figure1_tuning, from_file
+from batchramp.experiments.recipes import (
+    RECIPES,
+    Run,
+    choose_lr,
+    figure1,
+    figure1_tuning,
+    from_file,
+    plan_from_file,
+)
 from batchramp.experiments.runner import Outcome, run_all
 
-__all__ = ["RECIPES", "Outcome", "Run", "figure1", "figure1_tuning", "from_file", "run_all"]
+__all__ = [
+    "RECIPES",
+    "Outcome",
+    "Run",
+    "choose_lr",
+    "figure1",
+    "figure1_tuning",
+    "from_file",
+    "plan_from_file",
+    "run_all",
+]

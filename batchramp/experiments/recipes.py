@@ -24,7 +24,15 @@ from batchramp.schedules import (
 )
 from batchramp.store import Record
 
-__all__ = ["RECIPES", "Run", "choose_lr", "figure1", "figure1_tuning", "from_file"]
+__all__ = [
+    "RECIPES",
+    "Run",
+    "choose_lr",
+    "figure1",
+    "figure1_tuning",
+    "from_file",
+    "plan_from_file",
+]
 
 OPTIMIZERS = ("QHM", "SGD", "Adam", "AdamW", "RMSprop")
 
@@ -285,11 +293,7 @@ def from_file(path: Path) -> list[Run]:
         ValueError: not TOML, an unknown key, or a value that is refused further in.
         FileNotFoundError: there is no such file.
     """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+    content = _toml(path)
     allowed = ("task", "model", "seeds", "label", "panel", "plan", "optimizer")
     for key in content:
         if key not in allowed:
@@ -331,6 +335,29 @@ def from_file(path: Path) -> list[Run]:
         ]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def plan_from_file(path: Path) -> tuple[Plan, int | None]:
+    """The plan of an experiment file or of a file that is a plan alone, and n if a task is named.
+
+    Raises:
+        ValueError, FileNotFoundError: as `from_file`.
+    """
+    content = _toml(path)
+    if "task" in content:
+        run = from_file(path)[0]
+        return run.plan, training_samples(run.task)
+    try:
+        return Plan.from_dict(content.get("plan", content)), None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
 
 
 def _is_seed(value: Any) -> bool:
