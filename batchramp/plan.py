@@ -513,7 +513,9 @@ def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tu
         ticks = plan.tick(
             epoch=1, step=sum(c for _, c in whole), samples=sum(s * c for s, c in whole)
         )
-        if times := (stop - tick) // ticks:
+        # After a dropped rest the next tick must still be of this size: a smaller one might fit.
+        ahead = stop - tick - (drop_last and rest > 0 and plan.unit != "epochs")
+        if times := ahead // ticks:
             laps.append((times, tuple(take(size, count, times) for size, count in whole)))
             tick += times * ticks
             continue

@@ -220,6 +220,13 @@ def test_a_batch_larger_than_the_rest_of_an_epoch_does_not_reach_into_the_next()
     assert [plan.batch_sizes(e, 10) for e in range(3)] == [[4, 4, 2], [4, 6], [5]]
 
 
+def test_a_smaller_size_may_fit_where_the_larger_would_have_been_dropped():
+    """The size changes just where an epoch of the old size would have dropped its rest."""
+    plan = Plan(steps=6, batch_size=s.Piecewise({0: 4, 2: 1}))
+    assert plan.batch_sizes(0, 10, drop_last=True) == [4, 4, 1, 1]
+    assert plan.total_epochs(10, drop_last=True) == 2
+
+
 # ---------------------------------------------------------------------------------- endless plans
 
 
