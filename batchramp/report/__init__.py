@@ -1,0 +1,8 @@
+"""One self-contained HTML page from a folder of runs: figures, a table, and the paper's claims.
+
+Reads runs through `batchramp.store` alone, and never torch.
+"""
+
+from batchramp.report.page import write
+
+__all__ = ["write"]

@@ -1,0 +1,1033 @@
+"""What the runs say about the paper's ten claims.
+
+Every claim is a set of comparisons, each paired by seed: runs of the same seed share their initial
+weights and their permutations. A comparison of fewer than `MIN_SEEDS` seeds decides nothing: it
+shows means, ranges and signs. From there on it is tested by sign flips, and Holm's correction runs
+over all tests of the page. A claim holds if all its comparisons do, does not hold if one of them
+is decided against it, and is not decided otherwise. A collapsed or diverged run never counts as a
+result; where there is one, the comparison of the seeds that are left is shown and not decided.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, final
+
+from batchramp.report.cells import (
+    Cell,
+    Study,
+    count,
+    last,
+    listed,
+    number,
+    percent,
+    spread,
+    studies,
+)
+from batchramp.report.statistics import effect_size, equivalence, holm, seeds_needed, sign_flip
+from batchramp.store import Record
+
+__all__ = ["STATEMENTS", "Claim", "Comparison", "Judgement", "judge", "samples_to"]
+
+MIN_SEEDS = 8
+LEVEL = 0.05
+ACCURACY_MARGIN = 0.5  # points
+NORM_MARGIN = 0.1  # a tenth of the norm
+
+STATEMENTS = {
+    1: "The increasing batch reaches a lower minimum of the full-gradient norm than the small "
+    "constant batch at equal epochs.",
+    2: "The increasing batch reaches a lower minimum of the full-gradient norm than the large "
+    "constant batch at equal epochs.",
+    3: "The test accuracy of the increasing batch is at least that of the small and of the large "
+    "constant batch.",
+    4: "The norm and the accuracy jump where the batch grows.",
+    5: "Under an increasing batch, sqrt-decaying and decaying lr end with a larger norm than "
+    "constant, cosine and polynomial lr.",
+    6: "QHM, NSHB and SGD end alike.",
+    7: "Exponential growth of the batch ends with a smaller norm than linear growth.",
+    8: "The increasing batch reaches a given accuracy or norm with fewer samples than the small "
+    "batch.",
+    9: "lr matters for the norm; the first beta and gamma hardly do.",
+    10: "The train loss stays below its start at every recorded epoch.",
+}
+
+HOLDS, FAILS, OPEN, SILENT = "holds", "does not hold", "not decided", "not in these runs"
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison, paired by seed.
+
+    Attributes:
+        where: the panel and the quantity.
+        kind: what is claimed of the differences: "above" 0, "at least" -margin, "alike" (within
+            ±margin) or "unlike" (beyond it).
+        differences: one a seed, turned so that positive is in the claim's favour; of logarithms
+            for norms and samples.
+        margin: in the unit of the differences.
+        sentence: what the numbers say, without a decision.
+        obstacle: why no test would be fair; "" if one is.
+    """
+
+    where: str
+    kind: str
+    differences: tuple[float, ...]
+    sentence: str
+    margin: float = 0.0
+    obstacle: str = ""
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs there are."""
+        return len(self.differences)
+
+    @property
+    def tests(self) -> tuple[float, ...]:
+        """Raw p-values: one, or for (un)alikeness two: of alike and of unlike. () if none is fair.
+
+        "above" and "at least" are two-sided, so that one test decides for or against.
+        """
+        if self.obstacle or self.seeds < MIN_SEEDS:
+            return ()
+        d, margin = self.differences, self.margin
+        if self.kind in ("above", "at least"):
+            return (sign_flip([x + margin for x in d]),)
+        beyond = min(
+            sign_flip([x - margin for x in d], "greater"),
+            sign_flip([x + margin for x in d], "less"),
+        )
+        return (equivalence(d, margin), min(1.0, 2 * beyond))
+
+    def outcome(self, adjusted: Sequence[float]) -> str:
+        """The decision, from the tests' p-values as Holm adjusted them."""
+        if not adjusted:
+            return OPEN
+        if self.kind in ("above", "at least"):
+            if adjusted[0] > LEVEL:
+                return OPEN
+            return HOLDS if sum(self.differences) / self.seeds > -self.margin else FAILS
+        alike, unlike = (p <= LEVEL for p in adjusted)
+        if self.kind == "unlike":
+            alike, unlike = unlike, alike
+        return HOLDS if alike else FAILS if unlike else OPEN
+
+
+@final
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what the runs say of it.
+
+    Attributes:
+        number: 1 to 10, as in `STATEMENTS`; 0 for a control that is not the paper's.
+        statement: the claim.
+        verdict: "holds", "does not hold", "not decided (3 seeds)", "not decided", or "not in these
+            runs".
+        sentences: the evidence, each computed from rows.
+    """
+
+    number: int
+    statement: str
+    verdict: str
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.number}. " if self.number else ""
+        return "\n".join(
+            [f"{head}{self.statement} {self.verdict}", *(f"   {s}" for s in self.sentences)]
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Judgement:
+    """All claims, the controls, and what the tests of the page have in common.
+
+    Attributes:
+        claims: the ten, in order.
+        controls: comparisons with opponents that the paper lacks.
+        tests: how many tests Holm's correction ran over.
+        note: how verdicts were formed, and what these runs could decide.
+    """
+
+    claims: tuple[Claim, ...]
+    controls: tuple[Claim, ...]
+    tests: int
+    note: str
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.claims), *map(str, self.controls), self.note])
+
+
+@dataclass
+class _Draft:
+    """A claim before Holm: its comparisons, and sentences that stand before them."""
+
+    number: int
+    statement: str
+    comparisons: list[Comparison]
+    remarks: list[str]
+    verdict: str = ""  # where it does not come from the comparisons
+    silence: str = ""  # why the runs cannot speak to it
+
+
+def judge(records: Iterable[Record]) -> Judgement:
+    """Judges the ten claims and the controls by the runs.
+
+    Args:
+        records: all runs of the page; compared within one experiment, task and model.
+
+    >>> judge([]).claims[0].verdict
+    'not in these runs'
+    """
+    found = studies(records)
+    builders = (_claim1, _claim2, _claim3, _claim4, _claim5, _claim6, _claim7, _claim8, _claim9)
+    drafts = [_gather(i, builder, found) for i, builder in enumerate(builders, start=1)]
+    drafts.append(_claim10(found))
+    drafts += _controls(found)
+    raw = [comparison.tests for draft in drafts for comparison in draft.comparisons]
+    adjusted = iter(holm([p for tests in raw for p in tests]))
+    total = sum(map(len, raw))
+    claims = [_close(draft, adjusted, total) for draft in drafts]
+    return Judgement(
+        claims=tuple(c for c in claims if c.number),
+        controls=tuple(c for c in claims if not c.number),
+        tests=total,
+        note=_note(drafts, total),
+    )
+
+
+def samples_to(
+    record: Record, column: str, thresholds: Sequence[float], rising: bool
+) -> list[float]:
+    """Samples taken when ``column`` is first at or past each threshold; nan where it never is.
+
+    Counted at the ends of epochs, where the column is measured.
+
+    Args:
+        record: a run.
+        column: as in a row.
+        thresholds: any numbers.
+        rising: whether past a threshold is above it.
+    """
+    found = []
+    for threshold in thresholds:
+        reached = math.nan
+        for row in record.rows:
+            value = row.get(column)
+            if value is not None and (value >= threshold if rising else value <= threshold):
+                reached = float(row["samples"])
+                break
+        found.append(reached)
+    return found
+
+
+# ------------------------------------------------------------------------- from drafts to verdicts
+
+_Builder = Callable[[Study], tuple[list[Comparison], list[str], str]]
+
+
+def _gather(which: int, builder: _Builder, found: Sequence[Study]) -> _Draft:
+    comparisons: list[Comparison] = []
+    remarks: list[str] = []
+    silence = "there are no runs"
+    for study in found:
+        new, said, silence = builder(study)
+        if len(found) > 1:
+            prefix = f"{study.name} – "
+            new = [_prefixed(c, prefix) for c in new]
+            said = [prefix + s for s in said]
+        comparisons += new
+        remarks += said
+    return _Draft(
+        which, STATEMENTS[which], comparisons, remarks, silence="" if comparisons else silence
+    )
+
+
+def _prefixed(c: Comparison, prefix: str) -> Comparison:
+    return Comparison(prefix + c.where, c.kind, c.differences, c.sentence, c.margin, c.obstacle)
+
+
+def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
+    if draft.silence:
+        return Claim(draft.number, draft.statement, SILENT, (_sentence(draft.silence),))
+    sentences = list(draft.remarks)
+    outcomes = []
+    for comparison in draft.comparisons:
+        raw = comparison.tests
+        corrected = [next(adjusted) for _ in raw]
+        outcome = comparison.outcome(corrected)
+        outcomes.append(outcome)
+        sentence = f"{comparison.where}: {comparison.sentence}"
+        if raw:
+            sentence += f" {_tested(comparison, raw, corrected, total)}: {outcome}."
+        elif comparison.obstacle:
+            sentence += f" Not tested: {comparison.obstacle}."
+        sentences.append(sentence)
+    verdict = draft.verdict or _verdict(draft.comparisons, outcomes)
+    if len(outcomes) > 1 and len(set(outcomes)) > 1:
+        parts = [f"{outcomes.count(o)} {o}" for o in (HOLDS, FAILS, OPEN) if o in outcomes]
+        sentences.insert(0, f"Of {len(outcomes)} comparisons: {', '.join(parts)}.")
+    return Claim(draft.number, draft.statement, verdict, tuple(sentences))
+
+
+def _verdict(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
+    if FAILS in outcomes:
+        return FAILS
+    if all(outcome == HOLDS for outcome in outcomes):
+        return HOLDS
+    fewest = min(c.seeds for c in comparisons)
+    return f"{OPEN} ({_seeds(fewest)})" if fewest < MIN_SEEDS else OPEN
+
+
+def _tested(
+    comparison: Comparison, raw: Sequence[float], corrected: Sequence[float], total: int
+) -> str:
+    size = effect_size(comparison.differences)
+    effect = f", d = {size:.2f}" if math.isfinite(size) else ""
+    over = f"after Holm over {total} tests" if total > 1 else "the only test"
+    if len(raw) == 1:
+        return f"Sign-flip test p = {raw[0]:.3g}, {over} {corrected[0]:.3g}{effect}"
+    return (
+        f"Alike (two one-sided sign-flip tests) p = {raw[0]:.3g}, {over} {corrected[0]:.3g}; "
+        f"unlike p = {raw[1]:.3g}, {corrected[1]:.3g}{effect}"
+    )
+
+
+def _note(drafts: Sequence[_Draft], total: int) -> str:
+    seeds = [c.seeds for draft in drafts for c in draft.comparisons]
+    if not seeds:
+        return "No two policies were run that a claim compares."
+    if not total:
+        most = max(seeds)
+        if most < MIN_SEEDS:
+            return (
+                f"No comparison has {MIN_SEEDS} paired seeds (the most is {most}), so nothing was "
+                "tested: what follows are means, ranges and directions, and they decide nothing."
+            )
+        return "No comparison could be tested; each says why."
+    needed = seeds_needed(total, LEVEL)
+    least = min(s for s in seeds if s >= MIN_SEEDS)
+    text = (
+        f"{total} tests, exact sign flips paired by seed, corrected by Holm over all of them, at "
+        f"{LEVEL:g}. Margins, fixed beforehand: {ACCURACY_MARGIN:g} points of accuracy, "
+        f"{100 * NORM_MARGIN:g} % of a norm."
+    )
+    if least < needed:
+        text += (
+            f" With {least} seeds no p-value can be below {2 / 2**least:.2g}, and the first of "
+            f"{total} tests needs {LEVEL / total:.2g}: these seeds alone cannot decide; "
+            f"{needed} would be enough to."
+        )
+    return text
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" if n == 1 else f"{n} seeds"
+
+
+# ----------------------------------------------------------------------------------- a comparison
+
+
+@final
+@dataclass(frozen=True)
+class _Measure:
+    """A quantity that runs are compared in."""
+
+    name: str
+    of: Callable[[Record], float]
+    text: Callable[[float], str]
+    log: bool
+    more: str  # the words for a larger value
+    less: str
+    unit: str = ""  # of differences
+
+    def difference(self, a: float, b: float) -> float:
+        return math.log(a / b) if self.log else a - b
+
+
+def _loss_at_min(record: Record) -> float:
+    return last("loss_at_min_norm")(record)
+
+
+_NORM = _Measure("minimum norm", last("min_full_gradient_norm"), number, True, "higher", "lower")
+_ACCURACY = _Measure(
+    "test accuracy", last("test_accuracy"), percent, False, "higher", "lower", " points"
+)
+
+
+def _compare(
+    where: str,
+    a: Cell,
+    b: Cell,
+    measure: _Measure,
+    kind: str,
+    favour: int = 1,
+    margin: float = 0.0,
+    equal_epochs: bool = True,
+) -> Comparison:
+    """a against b, seed by seed; ``favour`` is -1 where the claim says that a is the lower."""
+    ours = {r.seed: r for r in a.finished}
+    theirs = {r.seed: r for r in b.finished}
+    pairs = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        x, y = measure.of(ours[seed]), measure.of(theirs[seed])
+        if math.isfinite(x) and math.isfinite(y) and (not measure.log or min(x, y) > 0):
+            pairs.append((ours[seed], theirs[seed], x, y))
+    d = [measure.difference(x, y) for _, _, x, y in pairs]
+    obstacle = _obstacle(a, b, [(r, s) for r, s, _, _ in pairs] if equal_epochs else [])
+    return Comparison(
+        where=f"{where}, {measure.name}" if where else measure.name,
+        kind=kind,
+        differences=tuple(favour * x for x in d),
+        sentence=_describe(a, b, pairs, d, measure),
+        margin=margin,
+        obstacle=obstacle,
+    )
+
+
+def _obstacle(a: Cell, b: Cell, pairs: Sequence[tuple[Record, Record]]) -> str:
+    lost = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.lost]
+    if lost:
+        return f"the seeds that are left would flatter ({'; '.join(lost)})"
+    for r, s in pairs:
+        x, y = last("samples")(r), last("samples")(s)
+        if abs(x - y) > 0.01 * max(x, y):
+            return f"not at equal epochs: {count(x)} samples against {count(y)}"
+    return ""
+
+
+def _describe(
+    a: Cell,
+    b: Cell,
+    pairs: Sequence[tuple[Record, Record, float, float]],
+    d: Sequence[float],
+    measure: _Measure,
+) -> str:
+    if not pairs:
+        left = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.remark]
+        why = f" ({'; '.join(left)})" if left else ""
+        return f"no seed finished both {a.name} and {b.name}{why}."
+    xs, ys = [x for _, _, x, _ in pairs], [y for _, _, _, y in pairs]
+    text = (
+        f"{a.name} {spread(xs, measure.text)}, {b.name} {spread(ys, measure.text)}; "
+        f"{_effect(d, measure)}; {_signs(d, measure)}."
+    )
+    if measure is _NORM:
+        text += _losses(pairs)
+    return text
+
+
+def _effect(d: Sequence[float], measure: _Measure) -> str:
+    if measure.log:
+        return f"ratio {spread([math.exp(x) for x in d], _ratio)}"
+    low, high = (_signed(end) for end in (min(d), max(d)))
+    inside = "" if low == high else f" [{low}, {high}]"
+    return f"difference {_signed(_mean(d))}{inside}{measure.unit}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if 0.0995 <= value < 9.995 else f"{value:.2g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _signs(d: Sequence[float], measure: _Measure) -> str:
+    """In how many seeds each way, the commoner way first."""
+    n = len(d)
+    up, down = sum(x > 0 for x in d), sum(x < 0 for x in d)
+    ways = sorted([(up, measure.more), (down, measure.less)], key=lambda w: -w[0])
+    parts = [f"{word} in {k} of {n}" for k, word in ways if k]
+    if up + down < n:
+        parts.append(f"equal in {n - up - down} of {n}")
+    return listed(parts) + (" seeds" if n > 1 else " seed")
+
+
+def _losses(pairs: Sequence[tuple[Record, Record, float, float]]) -> str:
+    """The train loss beside the norm: a small norm at a high loss is no success."""
+    ours = [_loss_at_min(r) for r, _, _, _ in pairs]
+    theirs = [_loss_at_min(s) for _, s, _, _ in pairs]
+    if not all(map(math.isfinite, ours + theirs)):
+        return ""
+    text = f" Train loss there: {spread(ours)} against {spread(theirs)}"
+    smaller, larger = (ours, theirs) if _mean(_logs(pairs)) < 0 else (theirs, ours)
+    if _mean(smaller) > (1 + NORM_MARGIN) * _mean(larger):
+        text += " – the smaller norm stands at the higher loss"
+    return text + "."
+
+
+def _logs(pairs: Sequence[tuple[Record, Record, float, float]]) -> list[float]:
+    return [math.log(x / y) for _, _, x, y in pairs]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# -------------------------------------------------------------------------------------- the claims
+
+
+def _against(
+    study: Study, opponents: Sequence[str], measure: _Measure, kind: str, favour: int, margin: float
+) -> tuple[list[Comparison], list[str], str]:
+    """The increasing batch against others, panel by panel."""
+    found = []
+    for panel in study.panels:
+        ours = study.cell(panel, "increasing")
+        for label in opponents:
+            theirs = study.cell(panel, label)
+            if ours and theirs and _measured(measure, ours, theirs):
+                found.append(_compare(panel, ours, theirs, measure, kind, favour, margin))
+    names = " or ".join(f"“{label}”" for label in opponents)
+    if any(study.cell(p, "increasing") for p in study.panels):
+        silence = f"no panel has {names} beside “increasing” with a {measure.name}"
+    else:
+        silence = f"it compares runs labelled “increasing” and {names}"
+    return found, [], silence
+
+
+def _measured(measure: _Measure, *cells: Cell) -> bool:
+    """Whether every cell has the quantity, or has runs that are still to bring it."""
+    return all(
+        any(math.isfinite(measure.of(r)) for r in cell.records) or not cell.finished
+        for cell in cells
+    ) and any(math.isfinite(measure.of(r)) for cell in cells for r in cell.records)
+
+
+def _claim1(study: Study) -> tuple[list[Comparison], list[str], str]:
+    return _against(study, ("small",), _NORM, "above", -1, 0.0)
+
+
+def _claim2(study: Study) -> tuple[list[Comparison], list[str], str]:
+    return _against(study, ("large",), _NORM, "above", -1, 0.0)
+
+
+def _claim3(study: Study) -> tuple[list[Comparison], list[str], str]:
+    found, _, silence = _against(
+        study, ("small", "large"), _ACCURACY, "at least", 1, ACCURACY_MARGIN
+    )
+    said = [f"“At least” allows {ACCURACY_MARGIN:g} points; test accuracy is that of the last "
+            "epoch."] if found else []  # fmt: skip
+    return found, said, silence
+
+
+def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
+    found: list[Comparison] = []
+    said: list[str] = []
+    accuracy = _curve_accuracy(study)
+    for panel in study.panels:
+        ours, control = study.cell(panel, "increasing"), study.cell(panel, "small")
+        if ours is None or control is None or not ours.growths or control.growths:
+            continue
+        measures = [_jump("full_gradient_norm", "fall of log norm", ours.growths, -1)]
+        if accuracy:
+            measures.append(_jump(accuracy, f"rise of {_words(accuracy)}", ours.growths, 1))
+        found += [
+            _compare(panel, ours, control, measure, "above", equal_epochs=False)
+            for measure in measures
+            if ours.values(measure.of) or control.values(measure.of)
+        ]
+        said.append(_at_growth(panel, ours, control))
+    if found:
+        said.insert(
+            0,
+            "The change over an epoch at whose start the batch grew, mean over those epochs, "
+            "against the change of the small batch, which does not grow, over the same epochs. "
+            "The test set is not read along the way.",
+        )
+    return found, said, "it needs “increasing”, with a batch that grows, beside “small” in a panel"
+
+
+def _at_growth(panel: str, ours: Cell, control: Cell) -> str:
+    epochs = [str(m) for m in ours.growths]
+    where = listed(epochs) if len(epochs) <= 12 else f"{len(epochs)} epochs"
+    text = f"{panel}: the batch grows at {'epoch ' if len(epochs) == 1 else 'epochs '}{where}"
+    if len(epochs) > 12:
+        text = f"{panel}: the batch grows at {where}"
+    lrs = {cell.records[0].plan.at(0).lr for cell in (ours, control)}
+    if len(lrs) > 1:
+        text += "; the control has another lr, so that its epochs differ in more than the batch"
+    return text + "."
+
+
+def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> _Measure:
+    """The mean change over the epochs named; of the logarithm for a norm."""
+    log = column == "full_gradient_norm"
+
+    def of(record: Record) -> float:
+        changes = []
+        for m in epochs:
+            if m >= len(record.rows):
+                return math.nan
+            before, after = record.rows[m - 1].get(column), record.rows[m].get(column)
+            if before is None or after is None or (log and min(before, after) <= 0):
+                return math.nan
+            changes.append(sign * (math.log(after / before) if log else after - before))
+        return _mean(changes)
+
+    return _Measure(name, of, _signed, False, "more", "less", "" if log else " points")
+
+
+def _curve_accuracy(study: Study) -> str:
+    """The accuracy that may be read at every epoch: never that of the test set."""
+    for column in ("validation_accuracy", "train_accuracy"):
+        if study.measures(column):
+            return column
+    return ""
+
+
+def _words(column: str) -> str:
+    return column.replace("_", " ")
+
+
+# lr schedules by their kind in a Plan's file, in the paper's words.
+_LR_KINDS = {
+    "Constant": "constant",
+    "InverseSqrt": "inverse-sqrt",
+    "Inverse": "decaying",
+    "Cosine": "cosine",
+    "Polynomial": "polynomial",
+}
+_SLOW, _FAST = ("inverse-sqrt", "decaying"), ("constant", "cosine", "polynomial")
+
+
+def _lr_kind(record: Record) -> str:
+    return _LR_KINDS.get(_kind(record.plan.lr), "")
+
+
+def _kind(schedule: Any) -> str:
+    """The schedule's kind, as files name it; what is merely delayed is of the kind that it delays.
+
+    The released code delays every schedule by one epoch.
+    """
+    kind = type(schedule).__name__
+    return _kind(schedule.schedule) if kind == "Delayed" else kind
+
+
+def _is_constant(schedule: Any, value: float) -> bool:
+    return _kind(schedule) == "Constant" and schedule(0, 1) == value
+
+
+def _momentum(record: Record) -> str:
+    """QHM, NSHB (gamma = 1) or SGD (gamma or beta = 0), by the Plan; else the optimizer's name."""
+    plan = record.plan
+    if _is_constant(plan.gamma, 0) or _is_constant(plan.beta, 0):
+        return "SGD"
+    if _is_constant(plan.gamma, 1):
+        return "NSHB"
+    if plan.gamma is not None:
+        return "QHM"
+    return record.optimizer.upper()
+
+
+def _grows(cell: Cell) -> bool:
+    plan = cell.records[0].plan
+    return plan.at(plan.length - 1).batch_size > plan.at(0).batch_size
+
+
+def _claim5(study: Study) -> tuple[list[Comparison], list[str], str]:
+    grown = [c for c in study.cells if _grows(c) and _lr_kind(c.records[0])]
+    found = []
+    for a in grown:
+        for b in grown:
+            x, y = a.records[0], b.records[0]
+            if (
+                (a.label == b.label or a.panel == b.panel)
+                and _lr_kind(x) in _SLOW
+                and _lr_kind(y) in _FAST
+                and x.plan.batch_size == y.plan.batch_size
+                and x.plan.length == y.plan.length
+                and _momentum(x) == _momentum(y)
+                and _measured(_NORM, a, b)
+            ):
+                where = f"{_lr_kind(x)} against {_lr_kind(y)} lr"
+                if (x.plan.beta, x.plan.gamma) != (y.plan.beta, y.plan.gamma):
+                    where += " (beta or gamma differ as well)"
+                found.append(_compare(where, a, b, _NORM, "above"))
+    return found, [], (
+        "it needs growing batches of one plan under a sqrt-decaying or decaying lr and under a "
+        "constant, cosine or polynomial lr"
+    )  # fmt: skip
+
+
+def _claim6(study: Study) -> tuple[list[Comparison], list[str], str]:
+    found: list[Comparison] = []
+    for a, b in combinations(study.cells, 2):
+        x, y = a.records[0], b.records[0]
+        kinds = (_momentum(x), _momentum(y))
+        if (
+            kinds[0] == kinds[1]
+            or not set(kinds) <= {"QHM", "NSHB", "SGD"}
+            or x.plan.batch_size != y.plan.batch_size
+            or x.plan.length != y.plan.length
+            or _kind(x.plan.lr) != _kind(y.plan.lr)
+        ):
+            continue
+        where = f"{kinds[0]} against {kinds[1]}"
+        margins = ((_NORM, math.log1p(NORM_MARGIN)), (_ACCURACY, ACCURACY_MARGIN))
+        found += [
+            _compare(where, a, b, measure, "alike", margin=margin)
+            for measure, margin in margins
+            if _measured(measure, a, b)
+        ]
+    said = []
+    if found:
+        said.append(
+            f"Alike is within {ACCURACY_MARGIN:g} points of accuracy and within "
+            f"{100 * NORM_MARGIN:g} % of the norm."
+        )
+        decayed = [r for c in study.cells for r in c.records if _fades(r)]
+        if decayed:
+            said.append(
+                f"In {len(decayed)} of {len(study.records)} runs the momentum decays in steps and "
+                "is below a tenth of its start at the end: there the optimizers are SGD for most "
+                "of the run."
+            )
+    return found, said, (
+        "it needs runs of one batch and lr schedule under two of QHM, NSHB (gamma = 1) and SGD "
+        "(gamma or beta = 0)"
+    )  # fmt: skip
+
+
+def _fades(record: Record) -> bool:
+    first, end = record.plan.at(0), record.plan.at(record.plan.length - 1)
+    weight = [(v.beta or 0) * (v.gamma or 0) for v in (first, end)]
+    return weight[1] < 0.1 * weight[0]
+
+
+def _claim7(study: Study) -> tuple[list[Comparison], list[str], str]:
+    found = []
+    for a in study.cells:
+        for b in study.cells:
+            x, y = a.records[0].plan, b.records[0].plan
+            if (
+                _kind(x.batch_size) == "Exponential"
+                and _kind(y.batch_size) == "Linear"
+                and _kind(x.lr) == _kind(y.lr)
+                and a.records[0].optimizer == b.records[0].optimizer
+                and (x.beta, x.gamma, x.length) == (y.beta, y.gamma, y.length)
+                and _measured(_NORM, a, b)
+            ):
+                found.append(_compare(a.panel, a, b, _NORM, "above", favour=-1))
+    return found, [], "it needs a batch that grows exponentially and one that grows linearly"
+
+
+def threshold_grid(
+    cells: Sequence[Cell], column: str, rising: bool, points: int = 25
+) -> list[float]:
+    """Thresholds over all that the finished runs of these cells passed through.
+
+    From the least advanced first epoch to the best value reached; geometric for what falls.
+    """
+    rows = [r.rows for c in cells for r in c.finished]
+    values = [[row[column] for row in run if row.get(column) is not None] for run in rows]
+    values = [run for run in values if run]
+    if not rising:
+        values = [run for run in ([v for v in run if v > 0] for run in values) if run]
+    if not values:
+        return []
+    start = min(run[0] for run in values) if rising else max(run[0] for run in values)
+    best = max(map(max, values)) if rising else min(map(min, values))
+    if start == best:
+        return []
+    steps = [i / (points - 1) for i in range(points)]
+    if rising:
+        return [start + (best - start) * t for t in steps]
+    return [start * (best / start) ** t for t in steps]
+
+
+def mean_samples_to(
+    cell: Cell, column: str, thresholds: Sequence[float], rising: bool
+) -> list[float]:
+    """Mean over the finished seeds; nan where a seed never gets there."""
+    runs = [samples_to(r, column, thresholds, rising) for r in cell.finished]
+    return [_mean(list(at)) for at in zip(*runs, strict=True)] if runs else []
+
+
+def _claim8(study: Study) -> tuple[list[Comparison], list[str], str]:
+    found: list[Comparison] = []
+    said: list[str] = []
+    accuracy = _curve_accuracy(study)
+    columns = [("min_full_gradient_norm", False, "minimum norm", number)]
+    if accuracy:
+        columns.append((accuracy, True, _words(accuracy), percent))
+    for panel in study.panels:
+        ours, theirs = study.cell(panel, "increasing"), study.cell(panel, "small")
+        if ours is None or theirs is None:
+            continue
+        for column, rising, name, text in columns:
+            grid = threshold_grid((ours, theirs), column, rising)
+            if grid and ours.finished and theirs.finished:
+                found.append(_curves(panel, ours, theirs, column, rising, name, text, grid))
+    if found:
+        said.append(
+            "Over the whole range of thresholds, not one: samples are counted at the ends of "
+            "epochs, the logarithm of the ratio is averaged over the thresholds that both reach. "
+            + (
+                f"Accuracy is {_words(accuracy)}, so that the test set is not read along the way."
+                if accuracy
+                else ""
+            )
+        )
+    return found, said, "it compares runs labelled “increasing” and “small” in one panel"
+
+
+def _curves(
+    panel: str,
+    ours: Cell,
+    theirs: Cell,
+    column: str,
+    rising: bool,
+    name: str,
+    text: Callable[[float], str],
+    grid: Sequence[float],
+) -> Comparison:
+    """Samples to every threshold, paired by seed; positive where ours needs fewer."""
+    mine = {r.seed: samples_to(r, column, grid, rising) for r in ours.finished}
+    other = {r.seed: samples_to(r, column, grid, rising) for r in theirs.finished}
+    d = []
+    for seed in sorted(mine.keys() & other.keys()):
+        pairs = zip(mine[seed], other[seed], strict=True)
+        logs = [math.log(y / x) for x, y in pairs if math.isfinite(x + y)]
+        if logs:
+            d.append(_mean(logs))
+    a = mean_samples_to(ours, column, grid, rising)
+    b = mean_samples_to(theirs, column, grid, rising)
+    # nan, where a seed never gets there, compares as neither.
+    fewer = [i for i in range(len(grid)) if a[i] < b[i]]
+    more = [i for i in range(len(grid)) if a[i] > b[i]]
+    same = sum(x == y for x, y in zip(a, b, strict=True))
+    alone = sum(math.isnan(y) and not math.isnan(x) for x, y in zip(a, b, strict=True))
+    without = sum(math.isnan(x) and not math.isnan(y) for x, y in zip(a, b, strict=True))
+    parts = [f"equally many at {same}"] if same else []
+    for where, words in ((more, "more"), (fewer, "fewer")):
+        if where:
+            low, high = text(grid[where[0]]), text(grid[where[-1]])
+            parts.insert(0, f"{words} at {len(where)} ({low} to {high})")
+    sentence = (
+        f"{ours.name} needs {listed(parts)} of {len(grid)} thresholds than {theirs.name}"
+        if parts
+        else f"no threshold is reached by every seed of {ours.name} and of {theirs.name}"
+    )
+    if alone:
+        sentence += f"; it alone gets there with every seed at {alone}"
+    if without:
+        sentence += f"; {theirs.name} alone gets there with every seed at {without}"
+    if d:
+        ratios = [math.exp(-x) for x in d]
+        sentence += f"; samples needed: {spread(ratios, _ratio)} times as many"
+    obstacle = _obstacle(ours, theirs, [])
+    if not obstacle and ((fewer and more) or without):
+        obstacle = "which of them is first depends on the threshold"
+    return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
+                      obstacle=obstacle)  # fmt: skip
+
+
+def _claim9(study: Study) -> tuple[list[Comparison], list[str], str]:
+    """Within a grid: the greatest against the least lr, beta and gamma, the others averaged out."""
+    silence = "it needs a grid: runs of one policy that differ in lr and in beta or gamma alone"
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in study.cells:
+        plan, first = cell.records[0].plan, cell.records[0]
+        key = (
+            first.optimizer,
+            plan.batch_size,
+            plan.length,
+            _kind(plan.lr),
+            _kind(plan.beta),
+            _kind(plan.gamma),
+        )
+        groups.setdefault(key, []).append(cell)
+    found: list[Comparison] = []
+    for cells in groups.values():
+        grid = {tuple(_start(c, name) for name in ("lr", "beta", "gamma")): c for c in cells}
+        levels = [sorted({k[i] for k in grid}) for i in range(3)]
+        full = math.prod(map(len, levels)) == len(grid) == len(cells)
+        if not full or len(levels[0]) < 2 or len(levels[1]) * len(levels[2]) < 2:
+            continue
+        for i, name in enumerate(("lr", "beta", "gamma")):
+            if len(levels[i]) > 1:
+                found.append(_extremes(grid, i, name, levels[i][0], levels[i][-1]))
+    said = []
+    if found:
+        said.append(
+            "The minimum norm at the greatest value against that at the least, the logarithm "
+            "averaged over the rest of the grid. “Hardly” is within "
+            f"{100 * NORM_MARGIN:g} %, “matters” is beyond it."
+        )
+    return found, said, silence
+
+
+def _start(cell: Cell, name: str) -> float:
+    value = getattr(cell.records[0].plan.at(0), name)
+    return math.nan if value is None else value
+
+
+def _extremes(
+    grid: dict[tuple[float, ...], Cell], axis: int, name: str, low: float, high: float
+) -> Comparison:
+    seeds = set.intersection(*({r.seed for r in c.finished} for c in grid.values()))
+    means: dict[int, list[float]] = {}
+    for seed in sorted(seeds):
+        for end in (low, high):
+            norms = [
+                _NORM.of(r)
+                for key, cell in grid.items()
+                if key[axis] == end
+                for r in cell.finished
+                if r.seed == seed
+            ]
+            logs = [math.log(x) if x > 0 else math.nan for x in norms]
+            means.setdefault(seed, []).append(_mean(logs))
+    d = [b - a for a, b in means.values() if math.isfinite(a) and math.isfinite(b)]
+    lost = sum(len(cell.lost) for cell in grid.values())
+    ratios = [math.exp(x) for x in d]
+    return Comparison(
+        where=f"{name} {high:g} against {low:g}",
+        kind="unlike" if name == "lr" else "alike",
+        differences=tuple(d),
+        sentence=f"ratio {spread(ratios, _ratio)}; {_signs(d, _NORM)}."
+        if d
+        else "no seed finished the whole grid.",
+        margin=math.log1p(NORM_MARGIN),
+        obstacle=f"{lost} runs of the grid collapsed or diverged" if lost else "",
+    )
+
+
+def _claim10(found: Sequence[Study]) -> _Draft:
+    draft = _Draft(10, STATEMENTS[10], [], [])
+    runs = [
+        (cell, record)
+        for study in found
+        for cell in study.cells
+        for record in cell.records
+        if record.rows and record.initial.get("train_loss") is not None
+    ]
+    if not runs:
+        draft.silence = "no run has rows and a train loss before its first step"
+        return draft
+    rows, over, broken = 0, 0, []
+    for cell, record in runs:
+        start = record.initial["train_loss"]
+        assert start is not None
+        above = [row for row in record.rows if not _below(row.get("train_loss"), start, record)]
+        rows, over = rows + len(record.rows), over + len(above)
+        if above:
+            worst = max((r["train_loss"] for r in above if r["train_loss"] is not None), default=0)
+            name = ", ".join(part for part in (cell.panel, cell.name) if part)
+            broken.append(
+                f"{name}, seed {record.seed} ({record.status}): not below its start "
+                f"{number(start)} at {len(above)} of {len(record.rows)} epochs"
+                + (f", up to {number(worst)}" if worst else ", not finite")
+                + "."
+            )
+    seeds = len({record.seed for _, record in runs})
+    draft.remarks.append(
+        f"{count(rows - over)} of {count(rows)} recorded epochs, in {len(runs) - len(broken)} of "
+        f"{len(runs)} runs at all of them, have a train loss below that before the first step."
+    )
+    draft.remarks += broken[:8]
+    if len(broken) > 8:
+        draft.remarks.append(f"And {len(broken) - 8} more runs.")
+    if broken:
+        draft.verdict = FAILS
+    elif seeds >= MIN_SEEDS:
+        draft.verdict = HOLDS
+        draft.remarks.append("This says so of these runs; no test is needed for what was counted.")
+    else:
+        draft.verdict = f"{OPEN} ({_seeds(seeds)})"
+        draft.remarks.append("One counterexample would decide; their absence in few seeds cannot.")
+    return draft
+
+
+def _below(loss: float | None, start: float, record: Record) -> bool:
+    """Null is "not finite" in a run that diverged, and else "not measured"."""
+    if loss is None:
+        return record.status != "diverged"
+    return loss < start
+
+
+def _controls(found: Sequence[Study]) -> list[_Draft]:
+    """The opponents that the paper lacks; each is named for what it holds equal."""
+    drafts = []
+    for label, statement, alike in (
+        (
+            "equal-steps",
+            "Control: against the constant batch that takes as many steps, the increasing batch "
+            "has the lower norm and at least its accuracy.",
+            False,
+        ),
+        (
+            "best-constant",
+            "Control: against the best constant batch, the increasing batch has the lower norm "
+            "and at least its accuracy.",
+            False,
+        ),
+        (
+            "lr-decay-twin",
+            "Control: the increasing batch ends as its lr-decay twin does, whose batch stays and "
+            "whose lr falls where the batch would grow.",
+            True,
+        ),
+    ):
+        comparisons: list[Comparison] = []
+        remarks: list[str] = []
+        for study in found:
+            prefix = f"{study.name} – " if len(found) > 1 else ""
+            for panel in study.panels:
+                ours, theirs = study.cell(panel, "increasing"), study.cell(panel, label)
+                if ours is None or theirs is None:
+                    continue
+                if text := steps_sentence(ours, theirs):
+                    remarks.append(prefix + text)
+                for measure, margin, favour in (
+                    (_NORM, math.log1p(NORM_MARGIN), -1),
+                    (_ACCURACY, ACCURACY_MARGIN, 1),
+                ):
+                    if not _measured(measure, ours, theirs):
+                        continue
+                    kind = "alike" if alike else "above" if measure is _NORM else "at least"
+                    allowed = 0.0 if kind == "above" else margin
+                    where = prefix + panel
+                    comparisons.append(
+                        _compare(where, ours, theirs, measure, kind, favour, allowed)
+                    )
+        if comparisons:
+            drafts.append(_Draft(0, statement, comparisons, remarks))
+    return drafts
+
+
+def steps_sentence(ours: Cell, theirs: Cell) -> str:
+    """Both results and the share of steps, in one sentence; "" if either has no finished run."""
+    norms = [cell.values(_NORM.of) for cell in (ours, theirs)]
+    accuracies = [cell.values(_ACCURACY.of) for cell in (ours, theirs)]
+    steps = [cell.values(last("steps")) for cell in (ours, theirs)]
+    if not all(steps):
+        return ""
+    parts = []
+    if all(accuracies):
+        parts.append(f"at {percent(_mean(accuracies[0]))} against {percent(_mean(accuracies[1]))}")
+    if all(norms):
+        parts.append(
+            f"at a minimum norm of {number(_mean(norms[0]))} against {number(_mean(norms[1]))}"
+        )
+    if not parts:
+        return ""
+    share = _mean(steps[0]) / _mean(steps[1])
+    panel = f"{ours.panel}: " if ours.panel else ""
+    return (
+        f"{panel}compared with {theirs.name}, {ours.name} ends {' and '.join(parts)}, with "
+        f"{_share(share)} of its steps ({count(_mean(steps[0]))} against {count(_mean(steps[1]))})."
+    )
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{share:.3g} times the number"
