@@ -436,7 +436,14 @@ def _lay_out(plan: Plan, n: int | None, drop_last: bool) -> tuple[Sequence[int],
     sizes = [size_at[tick] for tick in ticks]
     if plan.unit == "samples":
         sizes[-1] = epochs[-1][-1]
-    return ticks, _piecewise(sizes)
+    batch_size = _piecewise(sizes)
+    if drop_last and _batches(Plan(steps=len(ticks), batch_size=batch_size), n, True) != epochs:
+        raise ValueError(
+            f"drop_last must be False for {plan.batch_size!r}: a smaller batch of the next epoch "
+            f"would fill what an epoch leaves over of {n} samples once the plan counts steps, got "
+            "True"
+        )
+    return ticks, batch_size
 
 
 def _batches(plan: Plan, n: int, drop_last: bool) -> list[list[int]]:
