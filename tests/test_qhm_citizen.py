@@ -127,6 +127,18 @@ def test_sparse_gradients_are_refused(options):
     assert torch.equal(embedding.weight, before)
 
 
+@every_implementation
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_gradients_of_a_transposed_parameter_are_refused(options):
+    x = nn.Parameter(torch.ones(3, 5).mT)
+    optimizer = QHM([x], lr=0.1, **options)
+    x.grad = torch.ones(3, 5).mT
+    optimizer.step()
+    x.grad = x.grad.to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+
+
 def test_a_capture_without_capturable_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True, raising=False)
     with pytest.raises(RuntimeError, match="capturable=True"):
@@ -172,17 +184,8 @@ def test_a_group_added_in_mid_run_starts_its_own_d():
 def test_named_parameters_and_the_keys_of_a_group():
     layer = nn.Linear(2, 1)
     group = QHM(layer.named_parameters(), lr=0.1).param_groups[0]
-    fields = [
-        "lr",
-        "beta",
-        "gamma",
-        "weight_decay",
-        "decoupled_weight_decay",
-        "maximize",
-        "foreach",
-        "fused",
-    ]
-    assert {*fields, "capturable", "differentiable"} <= set(group)
+    fields = {"lr", "beta", "gamma", "weight_decay", "decoupled_weight_decay", "maximize"}
+    assert fields | {"foreach", "fused", "capturable", "differentiable"} <= set(group)
     assert group["params"] == list(layer.parameters())
 
 
@@ -251,6 +254,19 @@ def test_nothing_to_do_is_no_error(options):
 
 
 # Mixed precision
+
+
+@every_implementation
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch has no grad_dtype")
+def test_gradients_of_another_dtype_than_their_parameter(options):
+    x, y = (nn.Parameter(torch.ones(40)) for _ in range(2))
+    optimizer = QHM([x, y], lr=0.1, beta=0.5, gamma=1.0, **options)
+    x.grad_dtype = torch.float64
+    x.grad, y.grad = torch.full((40,), 2.0, dtype=torch.float64), torch.full((40,), 2.0)
+    optimizer.step()
+    assert x.grad.dtype == torch.float64
+    torch.testing.assert_close(x.detach(), torch.full((40,), 0.9))
+    torch.testing.assert_close(x, y)
 
 
 @every_implementation

@@ -148,24 +148,24 @@ def test_the_kernel_is_wrong_on_mixed_strides_and_qhm_is_not(swapped):
 
 
 def test_strides_that_change_between_steps_are_noticed():
+    plain, last = torch.contiguous_format, torch.channels_last
+    layouts = [(plain, plain), (plain, last), (last, plain), (last, last)]
+    every_change = [layout for a in layouts for b in layouts for layout in (a, b)]
+
     torch.manual_seed(0)
     models = [nn.Conv2d(3, 4, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [
-        QHM(m.parameters(), lr=0.1, **o)
+        QHM(m.parameters(), lr=0.01, **o)
         for m, o in zip(models, ({"fused": True}, {"foreach": False}), strict=True)
     ]
-    for k in range(8):
+    for of_parameter, of_gradient in every_change:
         grads = [torch.randn_like(p) for p in models[0].parameters()]
         for model, optimizer in zip(models, optimizers, strict=True):
-            if k == 2:
-                model.to(memory_format=torch.channels_last)  # the parameter, not its buffer
+            optimizer.zero_grad()
+            model.to(memory_format=of_parameter)  # the parameters, not their buffers
             for p, g in zip(model.parameters(), grads, strict=True):
-                p.grad = g.clone(memory_format=torch.contiguous_format)
-                if k in (4, 5) and p.dim() == 4:
-                    p.grad = p.grad.contiguous(memory_format=torch.channels_last)
-            if k == 6:
-                model.to(memory_format=torch.contiguous_format)
+                p.grad = g.contiguous(memory_format=of_gradient if p.dim() == 4 else plain)
             optimizer.step()
         assert_close(models[0].parameters(), models[1].parameters())
 
@@ -186,7 +186,27 @@ def test_a_state_of_other_strides_is_loaded_rightly():
         last.grad = grad.contiguous(memory_format=torch.channels_last)
         source.step()
         target.step()
+    assert target.state[last]["momentum_buffer"].stride() == last.stride()
+    assert "scale" in target.state[last], "the kernel was not used"
     assert_close([plain], [last])
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 2e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("beta", [0.99, 1 - 1e-4, 1 - 1e-7, 1 - 1e-10])
+def test_d_keeps_its_digits_where_the_kernel_would_lose_them(beta, dtype, rtol):
+    # x hardly shows it: a small gamma hides d, until gamma grows again.
+    ds = []
+    for options in ({"fused": True}, {"foreach": False}):
+        params = some_params(dtype)
+        optimizer = QHM(params, lr=0.1, beta=beta, gamma=0.01, **options)
+        for k in range(5):
+            torch.manual_seed(k)
+            for p in params:
+                p.grad = torch.rand_like(p) + 1
+            optimizer.step()
+        ds.append([s["momentum_buffer"] for s in optimizer.state_dict()["state"].values()])
+    for a, b in zip(*ds, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=0)
 
 
 # What cannot go through the kernel
@@ -360,6 +380,18 @@ def test_a_state_can_be_loaded_by_another_implementation(names):
     assert_close(params, expected)
 
 
+def test_a_state_loaded_in_mid_run_replaces_the_present_one():
+    params, expected = some_params(), some_params()
+    optimizers = [QHM(params, lr=0.1, fused=True), QHM(expected, lr=0.1, foreach=False)]
+    for p, optimizer in zip((params, expected), optimizers, strict=True):
+        steps(optimizer, p, 0, 5, absent=0)
+        saved = copy.deepcopy(optimizer.state_dict())
+        steps(optimizer, p, 5, 10, absent=0)
+        optimizer.load_state_dict(saved)
+        steps(optimizer, p, 10, 15, absent=0)
+    assert_close(params, expected)
+
+
 def test_the_implementation_may_change_in_mid_run():
     expected, params = some_params(), some_params()
     steps(QHM(expected, lr=0.1, foreach=False), expected, 0, 40)
@@ -403,9 +435,9 @@ def test_a_state_reset_from_outside_is_noticed():
 
 def test_a_buffer_replaced_from_outside_is_noticed():
     def replace(optimizer, params):
-        optimizer.state_dict()  # brings the buffers to d
         for p in params:
-            optimizer.state[p]["momentum_buffer"] = torch.full_like(p, 3.0)
+            state = optimizer.state[p]
+            state["momentum_buffer"] = torch.full_like(p, 3.0) / state.get("scale", 1.0)
 
     assert not torch.allclose(tampered(replace)[0], tampered(lambda *_: None)[0])
 

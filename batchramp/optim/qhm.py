@@ -265,13 +265,13 @@ class QHM(Optimizer):
         *,
         differentiable: bool = False,
     ) -> None:
-        _refuse_sparse(grads)
+        grads = _usable(params, grads)
         _loop_step(params, grads, self._unscaled_states(params), values, differentiable)
 
     def _foreach(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], values: "_Values"
     ) -> None:
-        _refuse_sparse(grads)
+        grads = _usable(params, grads)
         buffers = [state["momentum_buffer"] for state in self._unscaled_states(params)]
         for indices in _by_kind(params).values():
             _foreach_step(
@@ -461,6 +461,13 @@ def _refuse_sparse(grads: Sequence[Tensor]) -> None:
     for g in grads:
         if g.layout is not torch.strided:
             raise RuntimeError(f"QHM does not support sparse gradients, got layout {g.layout}")
+
+
+def _usable(params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Refuse sparse gradients, and bring the others to the parameters' dtype."""
+    _refuse_sparse(grads)
+    # They differ only by the user's wish, where torch has Tensor.grad_dtype.
+    return [g.to(p.dtype) for p, g in zip(params, grads, strict=True)]
 
 
 def _refuse_capture() -> None:
