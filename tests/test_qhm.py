@@ -45,6 +45,15 @@ EDGES = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and wait long for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def crossing(seed=0):
     pairs = [(a, b) for a in EDGES for b in EDGES if a != b]
     random.Random(seed).shuffle(pairs)

@@ -371,6 +371,7 @@ def test_distributed_checkpoint_state(options):
 
 @pytest.fixture
 def mesh():
+    pytest.importorskip("torch.distributed.tensor")
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -195,7 +195,7 @@ class QHM(Optimizer):
             _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with each group's present lr, beta and gamma.
 
         Args:
@@ -324,17 +324,13 @@ class QHM(Optimizer):
             indices = [served[i] for i in kind]
             members = [params[i] for i in indices]
             states = [self.state[p] for p in members]
-            scales = {state.get("scale", 1.0) for state in states}
-            if len(scales) > 1:
+            if len({state.get("scale", 1.0) for state in states}) > 1:
                 # Parameters that had no gradient at some step, or that are new. One sweep brings
                 # them to the scale to which beta and gamma lead anyway, where they stay.
                 _rescale(states, start)
-                scales = {start}
             own = [grads[i] for i in indices]
             whole = len(indices) == len(params)
-            buckets.append(
-                _Bucket.of(members, own, states, scales.pop(), None if whole else indices)
-            )
+            buckets.append(_Bucket.of(members, own, states, None if whole else indices))
         return _Plan(list(params), buckets, rest)
 
     def _lay_out_buffer(self, p: Tensor, scale: float) -> bool:
@@ -665,7 +661,6 @@ def _fused_step(
         is_first_step=arguments.overwrite,
     )
     if arguments.scale != bucket.scale:
-        bucket.scale = arguments.scale
         _write_scale(bucket.states, arguments.scale)
 
 
@@ -724,7 +719,6 @@ class _Bucket:
     params: list[Tensor]
     states: list[dict[str, Any]]
     buffers: list[Tensor]
-    scale: float
     indices: list[int] | None  # places in the list of the group's gradients; None: all of it
     strides: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None  # None: all contiguous
     mismatched: list[int]  # gradients that lie otherwise than their parameters
@@ -735,7 +729,6 @@ class _Bucket:
         params: list[Tensor],
         grads: list[Tensor],
         states: list[dict[str, Any]],
-        scale: float,
         indices: list[int] | None,
     ) -> "_Bucket":
         strides = None
@@ -746,7 +739,12 @@ class _Bucket:
         if strides is not None:
             mismatched = [i for i, (s, t) in enumerate(zip(*strides, strict=True)) if s != t]
         buffers = [state["momentum_buffer"] for state in states]
-        return cls(params, states, buffers, scale, indices, strides, mismatched)
+        return cls(params, states, buffers, indices, strides, mismatched)
+
+    @property
+    def scale(self) -> float:
+        """The scale that all of the buffers have."""
+        return self.states[0].get("scale", 1.0)
 
     def own(self, grads: list[Tensor]) -> list[Tensor]:
         """Pick the bucket's gradients from the group's."""
