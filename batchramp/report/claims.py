@@ -1,9 +1,7 @@
 """What the runs say about the paper's ten claims.
 
-Every claim is a set of comparisons, each paired by seed: runs of the same seed share their initial
-weights and their permutations. A comparison of fewer than `MIN_SEEDS` seeds decides nothing: it
-shows means, ranges and signs. From there on it is tested by sign flips, and Holm's correction runs
-over all tests of the page. A claim holds if all its comparisons do, does not hold if one of them
+Every claim is a set of comparisons, each paired by seed; Holm's correction runs over all tests of
+the page. A claim holds if all its comparisons do, does not hold if one of them
 is decided against it, and is not decided otherwise. A collapsed or diverged run never counts as a
 result; where there is one, the comparison of the seeds that are left is shown and not decided.
 """
@@ -25,15 +23,30 @@ from batchramp.report.cells import (
     spread,
     studies,
 )
-from batchramp.report.statistics import effect_size, equivalence, holm, seeds_needed, sign_flip
+from batchramp.report.comparisons import (
+    ACCURACY,
+    ACCURACY_MARGIN,
+    FAILS,
+    HOLDS,
+    LEVEL,
+    MIN_SEEDS,
+    NORM,
+    NORM_MARGIN,
+    OPEN,
+    Comparison,
+    Measure,
+    compare,
+    mean,
+    measured,
+    ratio,
+    signed,
+    signs,
+)
+from batchramp.report.statistics import holm, seeds_needed
+from batchramp.report.thresholds import compare_thresholds, threshold_grid
 from batchramp.store import Record
 
-__all__ = ["STATEMENTS", "Claim", "Comparison", "Judgement", "judge", "samples_to"]
-
-MIN_SEEDS = 8
-LEVEL = 0.05
-ACCURACY_MARGIN = 0.5  # points
-NORM_MARGIN = 0.1  # a tenth of the norm
+__all__ = ["STATEMENTS", "Claim", "Judgement", "judge"]
 
 STATEMENTS = {
     1: "The increasing batch reaches a lower minimum of the full-gradient norm than the small "
@@ -53,66 +66,7 @@ STATEMENTS = {
     10: "The train loss stays below its start at every recorded epoch.",
 }
 
-HOLDS, FAILS, OPEN, SILENT = "holds", "does not hold", "not decided", "not in these runs"
-
-
-@final
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison, paired by seed.
-
-    Attributes:
-        where: the panel and the quantity.
-        kind: what is claimed of the differences: "above" 0, "at least" -margin, "alike" (within
-            ±margin) or "unlike" (beyond it).
-        differences: one a seed, turned so that positive is in the claim's favour; of logarithms
-            for norms and samples.
-        margin: in the unit of the differences.
-        sentence: what the numbers say, without a decision.
-        obstacle: why no test would be fair; "" if one is.
-    """
-
-    where: str
-    kind: str
-    differences: tuple[float, ...]
-    sentence: str
-    margin: float = 0.0
-    obstacle: str = ""
-
-    @property
-    def seeds(self) -> int:
-        """How many pairs there are."""
-        return len(self.differences)
-
-    @property
-    def tests(self) -> tuple[float, ...]:
-        """Raw p-values: one, or for (un)alikeness two: of alike and of unlike. () if none is fair.
-
-        "above" and "at least" are two-sided, so that one test decides for or against.
-        """
-        if self.obstacle or self.seeds < MIN_SEEDS:
-            return ()
-        d, margin = self.differences, self.margin
-        if self.kind in ("above", "at least"):
-            return (sign_flip([x + margin for x in d]),)
-        beyond = min(
-            sign_flip([x - margin for x in d], "greater"),
-            sign_flip([x + margin for x in d], "less"),
-        )
-        return (equivalence(d, margin), min(1.0, 2 * beyond))
-
-    def outcome(self, adjusted: Sequence[float]) -> str:
-        """The decision, from the tests' p-values as Holm adjusted them."""
-        if not adjusted:
-            return OPEN
-        if self.kind in ("above", "at least"):
-            if adjusted[0] > LEVEL:
-                return OPEN
-            return HOLDS if sum(self.differences) / self.seeds > -self.margin else FAILS
-        alike, unlike = (p <= LEVEL for p in adjusted)
-        if self.kind == "unlike":
-            alike, unlike = unlike, alike
-        return HOLDS if alike else FAILS if unlike else OPEN
+SILENT = "not in these runs"
 
 
 @final
@@ -199,31 +153,6 @@ def judge(records: Iterable[Record]) -> Judgement:
     )
 
 
-def samples_to(
-    record: Record, column: str, thresholds: Sequence[float], rising: bool
-) -> list[float]:
-    """Samples taken when ``column`` is first at or past each threshold; nan where it never is.
-
-    Counted at the ends of epochs, where the column is measured.
-
-    Args:
-        record: a run.
-        column: as in a row.
-        thresholds: any numbers.
-        rising: whether past a threshold is above it.
-    """
-    found = []
-    for threshold in thresholds:
-        reached = math.nan
-        for row in record.rows:
-            value = row.get(column)
-            if value is not None and (value >= threshold if rising else value <= threshold):
-                reached = float(row["samples"])
-                break
-        found.append(reached)
-    return found
-
-
 # ------------------------------------------------------------------------- from drafts to verdicts
 
 _Builder = Callable[[Study], tuple[list[Comparison], list[str], str]]
@@ -262,7 +191,7 @@ def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
         outcomes.append(outcome)
         sentence = f"{comparison.where}: {comparison.sentence}"
         if raw:
-            sentence += f" {_tested(comparison, raw, corrected, total)}: {outcome}."
+            sentence += f" {comparison.evidence(corrected, total)}: {outcome}."
         elif comparison.obstacle:
             sentence += f" Not tested: {comparison.obstacle}."
         sentences.append(sentence)
@@ -279,21 +208,7 @@ def _verdict(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
     if all(outcome == HOLDS for outcome in outcomes):
         return HOLDS
     fewest = min(c.seeds for c in comparisons)
-    return f"{OPEN} ({_seeds(fewest)})" if fewest < MIN_SEEDS else OPEN
-
-
-def _tested(
-    comparison: Comparison, raw: Sequence[float], corrected: Sequence[float], total: int
-) -> str:
-    size = effect_size(comparison.differences)
-    effect = f", d = {size:.2f}" if math.isfinite(size) else ""
-    over = f"after Holm over {total} tests" if total > 1 else "the only test"
-    if len(raw) == 1:
-        return f"Sign-flip test p = {raw[0]:.3g}, {over} {corrected[0]:.3g}{effect}"
-    return (
-        f"Alike (two one-sided sign-flip tests) p = {raw[0]:.3g}, {over} {corrected[0]:.3g}; "
-        f"unlike p = {raw[1]:.3g}, {corrected[1]:.3g}{effect}"
-    )
+    return f"{OPEN} ({seeds_text(fewest)})" if fewest < MIN_SEEDS else OPEN
 
 
 def _note(drafts: Sequence[_Draft], total: int) -> str:
@@ -308,18 +223,17 @@ def _note(drafts: Sequence[_Draft], total: int) -> str:
                 "tested: what follows are means, ranges and directions, and they decide nothing."
             )
         return "No comparison could be tested; each says why."
-    needed = seeds_needed(total, LEVEL)
-    least = min(s for s in seeds if s >= MIN_SEEDS)
     text = (
-        f"{total} tests, exact sign flips paired by seed, corrected by Holm over all of them, at "
-        f"{LEVEL:g}. Margins, fixed beforehand: {ACCURACY_MARGIN:g} points of accuracy, "
-        f"{100 * NORM_MARGIN:g} % of a norm."
+        f"{total} tests, paired by seed: a decision takes a paired t-test at {LEVEL:g} after "
+        "Holm’s correction over all of them, and exact sign flips at the same level. Margins, "
+        f"fixed beforehand: {ACCURACY_MARGIN:g} points of accuracy, {100 * NORM_MARGIN:g} % of a "
+        "norm."
     )
-    if least < needed:
+    needed = seeds_needed(total, LEVEL)
+    if min(s for s in seeds if s >= MIN_SEEDS) < needed:
         text += (
-            f" With {least} seeds no p-value can be below {2 / 2**least:.2g}, and the first of "
-            f"{total} tests needs {LEVEL / total:.2g}: these seeds alone cannot decide; "
-            f"{needed} would be enough to."
+            f" Sign flips alone, corrected over {total} tests, could decide nothing below "
+            f"{needed} seeds, whatever the runs say."
         )
     return text
 
@@ -328,155 +242,15 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _seeds(n: int) -> str:
+def seeds_text(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
-
-
-# ----------------------------------------------------------------------------------- a comparison
-
-
-@final
-@dataclass(frozen=True)
-class _Measure:
-    """A quantity that runs are compared in."""
-
-    name: str
-    of: Callable[[Record], float]
-    text: Callable[[float], str]
-    log: bool
-    more: str  # the words for a larger value
-    less: str
-    unit: str = ""  # of differences
-
-    def difference(self, a: float, b: float) -> float:
-        return math.log(a / b) if self.log else a - b
-
-
-def _loss_at_min(record: Record) -> float:
-    return last("loss_at_min_norm")(record)
-
-
-_NORM = _Measure("minimum norm", last("min_full_gradient_norm"), number, True, "higher", "lower")
-_ACCURACY = _Measure(
-    "test accuracy", last("test_accuracy"), percent, False, "higher", "lower", " points"
-)
-
-
-def _compare(
-    where: str,
-    a: Cell,
-    b: Cell,
-    measure: _Measure,
-    kind: str,
-    favour: int = 1,
-    margin: float = 0.0,
-    equal_epochs: bool = True,
-) -> Comparison:
-    """a against b, seed by seed; ``favour`` is -1 where the claim says that a is the lower."""
-    ours = {r.seed: r for r in a.finished}
-    theirs = {r.seed: r for r in b.finished}
-    pairs = []
-    for seed in sorted(ours.keys() & theirs.keys()):
-        x, y = measure.of(ours[seed]), measure.of(theirs[seed])
-        if math.isfinite(x) and math.isfinite(y) and (not measure.log or min(x, y) > 0):
-            pairs.append((ours[seed], theirs[seed], x, y))
-    d = [measure.difference(x, y) for _, _, x, y in pairs]
-    obstacle = _obstacle(a, b, [(r, s) for r, s, _, _ in pairs] if equal_epochs else [])
-    return Comparison(
-        where=f"{where}, {measure.name}" if where else measure.name,
-        kind=kind,
-        differences=tuple(favour * x for x in d),
-        sentence=_describe(a, b, pairs, d, measure),
-        margin=margin,
-        obstacle=obstacle,
-    )
-
-
-def _obstacle(a: Cell, b: Cell, pairs: Sequence[tuple[Record, Record]]) -> str:
-    lost = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.lost]
-    if lost:
-        return f"the seeds that are left would flatter ({'; '.join(lost)})"
-    for r, s in pairs:
-        x, y = last("samples")(r), last("samples")(s)
-        if abs(x - y) > 0.01 * max(x, y):
-            return f"not at equal epochs: {count(x)} samples against {count(y)}"
-    return ""
-
-
-def _describe(
-    a: Cell,
-    b: Cell,
-    pairs: Sequence[tuple[Record, Record, float, float]],
-    d: Sequence[float],
-    measure: _Measure,
-) -> str:
-    if not pairs:
-        left = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.remark]
-        why = f" ({'; '.join(left)})" if left else ""
-        return f"no seed finished both {a.name} and {b.name}{why}."
-    xs, ys = [x for _, _, x, _ in pairs], [y for _, _, _, y in pairs]
-    text = (
-        f"{a.name} {spread(xs, measure.text)}, {b.name} {spread(ys, measure.text)}; "
-        f"{_effect(d, measure)}; {_signs(d, measure)}."
-    )
-    if measure is _NORM:
-        text += _losses(pairs)
-    return text
-
-
-def _effect(d: Sequence[float], measure: _Measure) -> str:
-    if measure.log:
-        return f"ratio {spread([math.exp(x) for x in d], _ratio)}"
-    low, high = (_signed(end) for end in (min(d), max(d)))
-    inside = "" if low == high else f" [{low}, {high}]"
-    return f"difference {_signed(_mean(d))}{inside}{measure.unit}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if 0.0995 <= value < 9.995 else f"{value:.2g}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _signs(d: Sequence[float], measure: _Measure) -> str:
-    """In how many seeds each way, the commoner way first."""
-    n = len(d)
-    up, down = sum(x > 0 for x in d), sum(x < 0 for x in d)
-    ways = sorted([(up, measure.more), (down, measure.less)], key=lambda w: -w[0])
-    parts = [f"{word} in {k} of {n}" for k, word in ways if k]
-    if up + down < n:
-        parts.append(f"equal in {n - up - down} of {n}")
-    return listed(parts) + (" seeds" if n > 1 else " seed")
-
-
-def _losses(pairs: Sequence[tuple[Record, Record, float, float]]) -> str:
-    """The train loss beside the norm: a small norm at a high loss is no success."""
-    ours = [_loss_at_min(r) for r, _, _, _ in pairs]
-    theirs = [_loss_at_min(s) for _, s, _, _ in pairs]
-    if not all(map(math.isfinite, ours + theirs)):
-        return ""
-    text = f" Train loss there: {spread(ours)} against {spread(theirs)}"
-    smaller, larger = (ours, theirs) if _mean(_logs(pairs)) < 0 else (theirs, ours)
-    if _mean(smaller) > (1 + NORM_MARGIN) * _mean(larger):
-        text += " – the smaller norm stands at the higher loss"
-    return text + "."
-
-
-def _logs(pairs: Sequence[tuple[Record, Record, float, float]]) -> list[float]:
-    return [math.log(x / y) for _, _, x, y in pairs]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 # -------------------------------------------------------------------------------------- the claims
 
 
 def _against(
-    study: Study, opponents: Sequence[str], measure: _Measure, kind: str, favour: int, margin: float
+    study: Study, opponents: Sequence[str], measure: Measure, kind: str, favour: int, margin: float
 ) -> tuple[list[Comparison], list[str], str]:
     """The increasing batch against others, panel by panel."""
     found = []
@@ -484,8 +258,8 @@ def _against(
         ours = study.cell(panel, "increasing")
         for label in opponents:
             theirs = study.cell(panel, label)
-            if ours and theirs and _measured(measure, ours, theirs):
-                found.append(_compare(panel, ours, theirs, measure, kind, favour, margin))
+            if ours and theirs and measured(measure, ours, theirs):
+                found.append(compare(panel, ours, theirs, measure, kind, favour, margin))
     names = " or ".join(f"“{label}”" for label in opponents)
     if any(study.cell(p, "increasing") for p in study.panels):
         silence = f"no panel has {names} beside “increasing” with a {measure.name}"
@@ -494,25 +268,17 @@ def _against(
     return found, [], silence
 
 
-def _measured(measure: _Measure, *cells: Cell) -> bool:
-    """Whether every cell has the quantity, or has runs that are still to bring it."""
-    return all(
-        any(math.isfinite(measure.of(r)) for r in cell.records) or not cell.finished
-        for cell in cells
-    ) and any(math.isfinite(measure.of(r)) for cell in cells for r in cell.records)
-
-
 def _claim1(study: Study) -> tuple[list[Comparison], list[str], str]:
-    return _against(study, ("small",), _NORM, "above", -1, 0.0)
+    return _against(study, ("small",), NORM, "above", -1, 0.0)
 
 
 def _claim2(study: Study) -> tuple[list[Comparison], list[str], str]:
-    return _against(study, ("large",), _NORM, "above", -1, 0.0)
+    return _against(study, ("large",), NORM, "above", -1, 0.0)
 
 
 def _claim3(study: Study) -> tuple[list[Comparison], list[str], str]:
     found, _, silence = _against(
-        study, ("small", "large"), _ACCURACY, "at least", 1, ACCURACY_MARGIN
+        study, ("small", "large"), ACCURACY, "at least", 1, ACCURACY_MARGIN
     )
     said = [f"“At least” allows {ACCURACY_MARGIN:g} points; test accuracy is that of the last "
             "epoch."] if found else []  # fmt: skip
@@ -522,16 +288,16 @@ def _claim3(study: Study) -> tuple[list[Comparison], list[str], str]:
 def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
     found: list[Comparison] = []
     said: list[str] = []
-    accuracy = _curve_accuracy(study)
+    accuracy = curve_accuracy(study)
     for panel in study.panels:
         ours, control = study.cell(panel, "increasing"), study.cell(panel, "small")
         if ours is None or control is None or not ours.growths or control.growths:
             continue
         measures = [_jump("full_gradient_norm", "fall of log norm", ours.growths, -1)]
         if accuracy:
-            measures.append(_jump(accuracy, f"rise of {_words(accuracy)}", ours.growths, 1))
+            measures.append(_jump(accuracy, f"rise of {words(accuracy)}", ours.growths, 1))
         found += [
-            _compare(panel, ours, control, measure, "above", equal_epochs=False)
+            compare(panel, ours, control, measure, "above", equal_epochs=False)
             for measure in measures
             if ours.values(measure.of) or control.values(measure.of)
         ]
@@ -558,7 +324,7 @@ def _at_growth(panel: str, ours: Cell, control: Cell) -> str:
     return text + "."
 
 
-def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> _Measure:
+def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> Measure:
     """The mean change over the epochs named; of the logarithm for a norm."""
     log = column == "full_gradient_norm"
 
@@ -571,12 +337,12 @@ def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> _Measure:
             if before is None or after is None or (log and min(before, after) <= 0):
                 return math.nan
             changes.append(sign * (math.log(after / before) if log else after - before))
-        return _mean(changes)
+        return mean(changes)
 
-    return _Measure(name, of, _signed, False, "more", "less", "" if log else " points")
+    return Measure(name, of, signed, False, "more", "less", "" if log else " points")
 
 
-def _curve_accuracy(study: Study) -> str:
+def curve_accuracy(study: Study) -> str:
     """The accuracy that may be read at every epoch: never that of the test set."""
     for column in ("validation_accuracy", "train_accuracy"):
         if study.measures(column):
@@ -584,7 +350,7 @@ def _curve_accuracy(study: Study) -> str:
     return ""
 
 
-def _words(column: str) -> str:
+def words(column: str) -> str:
     return column.replace("_", " ")
 
 
@@ -646,12 +412,12 @@ def _claim5(study: Study) -> tuple[list[Comparison], list[str], str]:
                 and x.plan.batch_size == y.plan.batch_size
                 and x.plan.length == y.plan.length
                 and _momentum(x) == _momentum(y)
-                and _measured(_NORM, a, b)
+                and measured(NORM, a, b)
             ):
                 where = f"{_lr_kind(x)} against {_lr_kind(y)} lr"
                 if (x.plan.beta, x.plan.gamma) != (y.plan.beta, y.plan.gamma):
                     where += " (beta or gamma differ as well)"
-                found.append(_compare(where, a, b, _NORM, "above"))
+                found.append(compare(where, a, b, NORM, "above"))
     return found, [], (
         "it needs growing batches of one plan under a sqrt-decaying or decaying lr and under a "
         "constant, cosine or polynomial lr"
@@ -672,11 +438,11 @@ def _claim6(study: Study) -> tuple[list[Comparison], list[str], str]:
         ):
             continue
         where = f"{kinds[0]} against {kinds[1]}"
-        margins = ((_NORM, math.log1p(NORM_MARGIN)), (_ACCURACY, ACCURACY_MARGIN))
+        margins = ((NORM, math.log1p(NORM_MARGIN)), (ACCURACY, ACCURACY_MARGIN))
         found += [
-            _compare(where, a, b, measure, "alike", margin=margin)
+            compare(where, a, b, measure, "alike", margin=margin)
             for measure, margin in margins
-            if _measured(measure, a, b)
+            if measured(measure, a, b)
         ]
     said = []
     if found:
@@ -714,51 +480,19 @@ def _claim7(study: Study) -> tuple[list[Comparison], list[str], str]:
                 and _kind(x.lr) == _kind(y.lr)
                 and a.records[0].optimizer == b.records[0].optimizer
                 and (x.beta, x.gamma, x.length) == (y.beta, y.gamma, y.length)
-                and _measured(_NORM, a, b)
+                and measured(NORM, a, b)
             ):
-                found.append(_compare(a.panel, a, b, _NORM, "above", favour=-1))
+                found.append(compare(a.panel, a, b, NORM, "above", favour=-1))
     return found, [], "it needs a batch that grows exponentially and one that grows linearly"
-
-
-def threshold_grid(
-    cells: Sequence[Cell], column: str, rising: bool, points: int = 25
-) -> list[float]:
-    """Thresholds over all that the finished runs of these cells passed through.
-
-    From the least advanced first epoch to the best value reached; geometric for what falls.
-    """
-    rows = [r.rows for c in cells for r in c.finished]
-    values = [[row[column] for row in run if row.get(column) is not None] for run in rows]
-    values = [run for run in values if run]
-    if not rising:
-        values = [run for run in ([v for v in run if v > 0] for run in values) if run]
-    if not values:
-        return []
-    start = min(run[0] for run in values) if rising else max(run[0] for run in values)
-    best = max(map(max, values)) if rising else min(map(min, values))
-    if start == best:
-        return []
-    steps = [i / (points - 1) for i in range(points)]
-    if rising:
-        return [start + (best - start) * t for t in steps]
-    return [start * (best / start) ** t for t in steps]
-
-
-def mean_samples_to(
-    cell: Cell, column: str, thresholds: Sequence[float], rising: bool
-) -> list[float]:
-    """Mean over the finished seeds; nan where a seed never gets there."""
-    runs = [samples_to(r, column, thresholds, rising) for r in cell.finished]
-    return [_mean(list(at)) for at in zip(*runs, strict=True)] if runs else []
 
 
 def _claim8(study: Study) -> tuple[list[Comparison], list[str], str]:
     found: list[Comparison] = []
     said: list[str] = []
-    accuracy = _curve_accuracy(study)
+    accuracy = curve_accuracy(study)
     columns = [("min_full_gradient_norm", False, "minimum norm", number)]
     if accuracy:
-        columns.append((accuracy, True, _words(accuracy), percent))
+        columns.append((accuracy, True, words(accuracy), percent))
     for panel in study.panels:
         ours, theirs = study.cell(panel, "increasing"), study.cell(panel, "small")
         if ours is None or theirs is None:
@@ -766,69 +500,20 @@ def _claim8(study: Study) -> tuple[list[Comparison], list[str], str]:
         for column, rising, name, text in columns:
             grid = threshold_grid((ours, theirs), column, rising)
             if grid and ours.finished and theirs.finished:
-                found.append(_curves(panel, ours, theirs, column, rising, name, text, grid))
+                found.append(
+                    compare_thresholds(panel, ours, theirs, column, rising, name, text, grid)
+                )
     if found:
         said.append(
             "Over the whole range of thresholds, not one: samples are counted at the ends of "
             "epochs, the logarithm of the ratio is averaged over the thresholds that both reach. "
             + (
-                f"Accuracy is {_words(accuracy)}, so that the test set is not read along the way."
+                f"Accuracy is {words(accuracy)}, so that the test set is not read along the way."
                 if accuracy
                 else ""
             )
         )
     return found, said, "it compares runs labelled “increasing” and “small” in one panel"
-
-
-def _curves(
-    panel: str,
-    ours: Cell,
-    theirs: Cell,
-    column: str,
-    rising: bool,
-    name: str,
-    text: Callable[[float], str],
-    grid: Sequence[float],
-) -> Comparison:
-    """Samples to every threshold, paired by seed; positive where ours needs fewer."""
-    mine = {r.seed: samples_to(r, column, grid, rising) for r in ours.finished}
-    other = {r.seed: samples_to(r, column, grid, rising) for r in theirs.finished}
-    d = []
-    for seed in sorted(mine.keys() & other.keys()):
-        pairs = zip(mine[seed], other[seed], strict=True)
-        logs = [math.log(y / x) for x, y in pairs if math.isfinite(x + y)]
-        if logs:
-            d.append(_mean(logs))
-    a = mean_samples_to(ours, column, grid, rising)
-    b = mean_samples_to(theirs, column, grid, rising)
-    # nan, where a seed never gets there, compares as neither.
-    fewer = [i for i in range(len(grid)) if a[i] < b[i]]
-    more = [i for i in range(len(grid)) if a[i] > b[i]]
-    same = sum(x == y for x, y in zip(a, b, strict=True))
-    alone = sum(math.isnan(y) and not math.isnan(x) for x, y in zip(a, b, strict=True))
-    without = sum(math.isnan(x) and not math.isnan(y) for x, y in zip(a, b, strict=True))
-    parts = [f"equally many at {same}"] if same else []
-    for where, words in ((more, "more"), (fewer, "fewer")):
-        if where:
-            low, high = text(grid[where[0]]), text(grid[where[-1]])
-            parts.insert(0, f"{words} at {len(where)} ({low} to {high})")
-    sentence = (
-        f"{ours.name} needs {listed(parts)} of {len(grid)} thresholds than {theirs.name}"
-        if parts
-        else f"no threshold is reached by every seed of {ours.name} and of {theirs.name}"
-    )
-    if alone:
-        sentence += f"; it alone gets there with every seed at {alone}"
-    if without:
-        sentence += f"; {theirs.name} alone gets there with every seed at {without}"
-    if d:
-        ratios = [math.exp(-x) for x in d]
-        sentence += f"; samples needed: {spread(ratios, _ratio)} times as many"
-    obstacle = _obstacle(ours, theirs, [])
-    if not obstacle and ((fewer and more) or without):
-        obstacle = "which of them is first depends on the threshold"
-    return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
-                      obstacle=obstacle)  # fmt: skip
 
 
 def _claim9(study: Study) -> tuple[list[Comparison], list[str], str]:
@@ -879,14 +564,14 @@ def _extremes(
     for seed in sorted(seeds):
         for end in (low, high):
             norms = [
-                _NORM.of(r)
+                NORM.of(r)
                 for key, cell in grid.items()
                 if key[axis] == end
                 for r in cell.finished
                 if r.seed == seed
             ]
             logs = [math.log(x) if x > 0 else math.nan for x in norms]
-            means.setdefault(seed, []).append(_mean(logs))
+            means.setdefault(seed, []).append(mean(logs))
     d = [b - a for a, b in means.values() if math.isfinite(a) and math.isfinite(b)]
     lost = sum(len(cell.lost) for cell in grid.values())
     ratios = [math.exp(x) for x in d]
@@ -894,7 +579,7 @@ def _extremes(
         where=f"{name} {high:g} against {low:g}",
         kind="unlike" if name == "lr" else "alike",
         differences=tuple(d),
-        sentence=f"ratio {spread(ratios, _ratio)}; {_signs(d, _NORM)}."
+        sentence=f"ratio {spread(ratios, ratio)}; {signs(d, NORM)}."
         if d
         else "no seed finished the whole grid.",
         margin=math.log1p(NORM_MARGIN),
@@ -943,7 +628,7 @@ def _claim10(found: Sequence[Study]) -> _Draft:
         draft.verdict = HOLDS
         draft.remarks.append("This says so of these runs; no test is needed for what was counted.")
     else:
-        draft.verdict = f"{OPEN} ({_seeds(seeds)})"
+        draft.verdict = f"{OPEN} ({seeds_text(seeds)})"
         draft.remarks.append("One counterexample would decide; their absence in few seeds cannot.")
     return draft
 
@@ -989,17 +674,15 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
                 if text := steps_sentence(ours, theirs):
                     remarks.append(prefix + text)
                 for measure, margin, favour in (
-                    (_NORM, math.log1p(NORM_MARGIN), -1),
-                    (_ACCURACY, ACCURACY_MARGIN, 1),
+                    (NORM, math.log1p(NORM_MARGIN), -1),
+                    (ACCURACY, ACCURACY_MARGIN, 1),
                 ):
-                    if not _measured(measure, ours, theirs):
+                    if not measured(measure, ours, theirs):
                         continue
-                    kind = "alike" if alike else "above" if measure is _NORM else "at least"
+                    kind = "alike" if alike else "above" if measure is NORM else "at least"
                     allowed = 0.0 if kind == "above" else margin
                     where = prefix + panel
-                    comparisons.append(
-                        _compare(where, ours, theirs, measure, kind, favour, allowed)
-                    )
+                    comparisons.append(compare(where, ours, theirs, measure, kind, favour, allowed))
         if comparisons:
             drafts.append(_Draft(0, statement, comparisons, remarks))
     return drafts
@@ -1007,25 +690,25 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
 
 def steps_sentence(ours: Cell, theirs: Cell) -> str:
     """Both results and the share of steps, in one sentence; "" if either has no finished run."""
-    norms = [cell.values(_NORM.of) for cell in (ours, theirs)]
-    accuracies = [cell.values(_ACCURACY.of) for cell in (ours, theirs)]
+    norms = [cell.values(NORM.of) for cell in (ours, theirs)]
+    accuracies = [cell.values(ACCURACY.of) for cell in (ours, theirs)]
     steps = [cell.values(last("steps")) for cell in (ours, theirs)]
     if not all(steps):
         return ""
     parts = []
     if all(accuracies):
-        parts.append(f"at {percent(_mean(accuracies[0]))} against {percent(_mean(accuracies[1]))}")
+        parts.append(f"at {percent(mean(accuracies[0]))} against {percent(mean(accuracies[1]))}")
     if all(norms):
         parts.append(
-            f"at a minimum norm of {number(_mean(norms[0]))} against {number(_mean(norms[1]))}"
+            f"at a minimum norm of {number(mean(norms[0]))} against {number(mean(norms[1]))}"
         )
     if not parts:
         return ""
-    share = _mean(steps[0]) / _mean(steps[1])
+    share = mean(steps[0]) / mean(steps[1])
     panel = f"{ours.panel}: " if ours.panel else ""
     return (
         f"{panel}compared with {theirs.name}, {ours.name} ends {' and '.join(parts)}, with "
-        f"{_share(share)} of its steps ({count(_mean(steps[0]))} against {count(_mean(steps[1]))})."
+        f"{_share(share)} of its steps ({count(mean(steps[0]))} against {count(mean(steps[1]))})."
     )
 
 

@@ -148,7 +148,7 @@ def draw(cells: Sequence[Cell], metric: Metric, axis: str, style: Mapping[str, S
         axes.set_xlim(min(positive) * 0.9, max(positive) * 1.15)
     elif positive:
         axes.set_xlim(0, max(extent) * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis != "seconds"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis != "seconds"))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
     for cell in cells:
         _mark_growth(axes, cell, axis, style[cell.line])
@@ -186,7 +186,7 @@ def draw_thresholds(
         _log_ticks(axes.xaxis)
         axes.invert_xaxis()
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     _finish(axes, False, "samples", title)
     axes.set_ylim(bottom=0)
@@ -214,7 +214,7 @@ def _finish(axes: Axes, log: bool, ylabel: str, xlabel: str) -> None:
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
     elif not isinstance(axes.yaxis.get_major_formatter(), FuncFormatter):
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(xlabel, fontsize=10, color="#333")
     axes.set_ylabel(ylabel, fontsize=10, color="#333")
     axes.tick_params(which="both", labelsize=9.5, color="#999", labelcolor="#333", length=3)
@@ -329,7 +329,7 @@ class _Minor:
 
     def __call__(self, value: float, position: int | None = None) -> str:
         low, high = sorted(self.which.get_view_interval())
-        return _short(value) if low > 0 and high / low < 200 else ""
+        return _short(value) if low > 0 and high / low < 1000 else ""
 
 
 def _short(value: float, position: int | None = None) -> str:

@@ -6,6 +6,7 @@ that comes from a file is escaped by the template.
 
 import base64
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -30,11 +31,10 @@ from batchramp.report.cells import (
 )
 from batchramp.report.claims import (
     judge,
-    mean_samples_to,
     steps_sentence,
-    threshold_grid,
 )
 from batchramp.report.figures import AXES, METRICS, Style, draw, draw_thresholds, styles, svg
+from batchramp.report.thresholds import mean_samples_to, threshold_grid
 from batchramp.store import Record, read_all
 
 __all__ = ["render", "write"]
@@ -89,6 +89,7 @@ def render(records: Sequence[Record]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["tidy"] = _tidy
     template = resources.files("batchramp.report").joinpath("page.html.j2").read_text("utf-8")
     found = studies(records)
     return environment.from_string(template).render(
@@ -101,6 +102,15 @@ def render(records: Sequence[Record]) -> str:
         runs=len(records),
         several=len(found) > 1,
     )
+
+
+def _tidy(text: str) -> str:
+    """Keeps a number and its sign or unit on one line, by no-break spaces."""
+    return re.sub(r"(?<=\bb) = | → |(?<=\d) (?=%|seeds?\b|steps\b)", _unbroken, text)
+
+
+def _unbroken(match: re.Match[str]) -> str:
+    return match[0].replace(" ", "\u00a0")
 
 
 # -------------------------------------------------------------------------------------- the pieces

@@ -1,16 +1,18 @@
-"""Exact tests for few paired seeds: sign flips, Holm, equivalence.
+"""Tests for few paired seeds: sign flips, paired t, Holm, equivalence.
 
-All functions take the differences between two runs of the same seed, one number a seed. The null
-hypothesis of the sign-flip test is that a difference is as likely to have the other sign; every
-assignment of signs is counted, so that its p-value is exact and cannot fall below 2 / 2^n.
+They take the differences between two runs of the same seed, one number a seed. The null hypothesis
+of the sign-flip test is that a difference is as likely to have the other sign; every assignment of
+signs is counted, so that its p-value is exact and cannot fall below 2 / 2^n. That floor is too high
+for Holm's correction over many tests; the paired t-test has none, at the price of assuming that the
+differences are normal.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["effect_size", "equivalence", "holm", "seeds_needed", "sign_flip"]
+__all__ = ["effect_size", "equivalence", "holm", "paired_t", "seeds_needed", "sign_flip"]
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 
@@ -40,8 +42,7 @@ def sign_flip(differences: Sequence[float], alternative: str = "two-sided") -> f
     >>> sign_flip([0.4, 0.2, 0.3], "greater")
     0.125
     """
-    if alternative not in ALTERNATIVES:
-        raise ValueError(f"alternative must be one of {', '.join(ALTERNATIVES)}: {alternative!r}")
+    _check_alternative(alternative)
     d = _differences(differences)
     observed = float(d.sum())
     if len(d) <= _EXACT_UP_TO:
@@ -63,8 +64,44 @@ def sign_flip(differences: Sequence[float], alternative: str = "two-sided") -> f
     return (int(extreme.sum()) + extra) / (len(sums) + extra)
 
 
-def equivalence(differences: Sequence[float], margin: float) -> float:
-    """The p-value of two one-sided sign-flip tests: is the mean within ±margin?
+def paired_t(differences: Sequence[float], alternative: str = "two-sided") -> float:
+    """The p-value of the paired t-test, t = mean / (sd / √n) with n - 1 degrees of freedom.
+
+    Args:
+        differences: one a seed, at least two, finite.
+        alternative: as in `sign_flip`.
+
+    Returns:
+        p in [0, 1]; where all differences are equal, 0 if they point the alternative's way, else 1.
+
+    Raises:
+        ValueError: as `sign_flip`, or a single difference.
+
+    >>> round(paired_t([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    _check_alternative(alternative)
+    d = _differences(differences)
+    if len(d) < 2:
+        raise ValueError("differences must be at least two: one has no spread")
+    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
+    if alternative != "two-sided":
+        mean = mean if alternative == "greater" else -mean
+    # What is left of equal numbers after rounding is no spread.
+    if error <= 1e-12 * abs(mean) or error == 0:
+        return 0.0 if (mean > 0 or (mean < 0 and alternative == "two-sided")) else 1.0
+    both = _t_beyond(abs(mean) / error, len(d) - 1)
+    if alternative == "two-sided":
+        return both
+    return both / 2 if mean > 0 else 1 - both / 2
+
+
+def equivalence(
+    differences: Sequence[float],
+    margin: float,
+    test: Callable[[Sequence[float], str], float] = sign_flip,
+) -> float:
+    """The p-value of two one-sided tests: is the mean within ±margin?
 
     The greater of the p-values of "the mean is above -margin" and "the mean is below margin". A
     small p says alike; a large one says nothing.
@@ -72,9 +109,10 @@ def equivalence(differences: Sequence[float], margin: float) -> float:
     Args:
         differences: one a seed, finite.
         margin: what still counts as alike, > 0, stated before the numbers are seen.
+        test: `sign_flip` or `paired_t`.
 
     Raises:
-        ValueError: as `sign_flip`, or a margin that is not above 0.
+        ValueError: as the test, or a margin that is not above 0.
 
     >>> equivalence([0.1, -0.2, 0.0, 0.1, -0.1, 0.2, 0.1, -0.1], margin=0.5)
     0.00390625
@@ -84,9 +122,7 @@ def equivalence(differences: Sequence[float], margin: float) -> float:
     if not margin > 0:
         raise ValueError(f"margin must be > 0, got {margin!r}")
     d = _differences(differences)
-    return max(
-        sign_flip([x + margin for x in d], "greater"), sign_flip([x - margin for x in d], "less")
-    )
+    return max(test([x + margin for x in d], "greater"), test([x - margin for x in d], "less"))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,6 +162,27 @@ def seeds_needed(tests: int, level: float = 0.05) -> int:
     (6, 8, 9)
     """
     return math.ceil(math.log2(2 * max(tests, 1) / level) - 1e-12)
+
+
+def _t_beyond(t: float, degrees: int) -> float:
+    """P(|T| > t) for Student's t, by its finite sums (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine2 = math.cos(angle) ** 2
+    odd = degrees % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1 + odd, degrees, 2):
+        total += term
+        term *= cosine2 * k / (k + 1)
+    inside = math.sin(angle) * total
+    if odd:
+        inside = 2 / math.pi * (angle + inside)
+    return min(1.0, max(0.0, 1 - inside))
+
+
+def _check_alternative(alternative: str) -> None:
+    if alternative not in ALTERNATIVES:
+        allowed = ", ".join(ALTERNATIVES)
+        raise ValueError(f"alternative must be one of {allowed}, got {alternative!r}")
 
 
 def _differences(differences: Sequence[float]) -> np.ndarray:
