@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 __all__ = ["Evaluation", "evaluate"]
 
-# What a collapsed classifier has over the best constant answer, at most. Seen of MLPs that too large
-# a learning rate broke: accuracy up to 0.8 points above, loss down to 0.4 % below.
+# What a collapsed classifier has over the best constant answer, at most. Seen of MLPs that too
+# large a learning rate broke: accuracy up to 0.8 points above, loss down to 0.4 % below.
 _POINTS_ABOVE = 2.0
 _LOSS_SHARE = 0.99
 
