@@ -285,7 +285,7 @@ class QHM(Optimizer):
         """Return the parameters' states, their momentum buffers made or brought back to d."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
-            if "momentum_buffer" not in state:
+            if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(p)
         scaled = [state for state in states if "scale" in state]
         if scaled:  # a fused step came before
