@@ -314,7 +314,7 @@ def test_from_sgd_converts_groups_and_refuses_what_it_cannot():
         QHM.from_sgd([x], lr=0.1, momentum=1)
     with pytest.raises(ValueError, match="dampening must be 0"):
         QHM.from_sgd([{"params": [x], "dampening": 0.1}], lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="must be numbers"):
+    with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
         QHM.from_sgd([x], lr=torch.tensor(0.1), momentum=0.9)
 
 

@@ -62,10 +62,10 @@ _ROUNDING = 1e-12
 _CONVERTED_STEPS = 10_000_000
 
 _ALLOWED: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "lr": ("finite and >= 0", lambda value: value >= 0),
+    "lr": ("a finite number >= 0", lambda value: value >= 0),
     "beta": ("in [0, 1)", lambda value: 0 <= value < 1),
     "gamma": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "momentum": ("finite and >= 0", lambda value: value >= 0),
+    "momentum": ("a finite number >= 0", lambda value: value >= 0),
     "beta0": ("in [0, 1)", lambda value: 0 <= value < 1),
 }
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from batchramp.optim.conversions import from_sgd
+
 try:  # torch adds DTensor to this list when DTensor is first imported
     from torch.optim.optimizer import _foreach_supported_types as _FOREACH_TYPES
 except ImportError:
@@ -187,7 +189,7 @@ class QHM(Optimizer):
         entries = list(cast("Iterable[Any]", params))
         if entries and isinstance(entries[0], dict):
             entries = [_group_from_sgd(group, lr, momentum, nesterov) for group in entries]
-        return cls(entries, **_values_from_sgd(lr, momentum, nesterov), **options)
+        return cls(entries, **from_sgd(lr, momentum, nesterov=nesterov), **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, after checking the values that it sets for itself."""
@@ -426,19 +428,6 @@ def _implementation(group: dict[str, Any]) -> str:
     return "foreach" if foreach else "loop"
 
 
-def _values_from_sgd(lr: Any, momentum: Any, nesterov: bool) -> dict[str, Any]:
-    if isinstance(lr, Tensor) or isinstance(momentum, Tensor):
-        raise ValueError("lr and momentum must be numbers: the converted lr is another tensor")
-    _check("lr", lr)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
-    return {
-        "lr": lr / (1 - momentum),
-        "beta": momentum,
-        "gamma": momentum if nesterov else 1.0,
-    }
-
-
 def _group_from_sgd(
     group: dict[str, Any], lr: float, momentum: float, nesterov: bool
 ) -> dict[str, Any]:
@@ -450,7 +439,8 @@ def _group_from_sgd(
         group.pop("momentum", momentum),
         group.pop("nesterov", nesterov),
     ]
-    return {**group, **_values_from_sgd(*own)}
+    lr, momentum, nesterov = own
+    return {**group, **from_sgd(lr, momentum, nesterov=nesterov)}
 
 
 def _refuse_sparse(grads: Sequence[Tensor]) -> None:
