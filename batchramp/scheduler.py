@@ -1,6 +1,7 @@
 """Applies a Plan to the param groups of any optimizer. Holds one integer and no formula."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, final
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from batchramp.plan import HYPERPARAMETERS, Plan
+from batchramp.schedules import as_count, as_number
 
 __all__ = ["ParamScheduler"]
 
@@ -22,7 +24,8 @@ class ParamScheduler(LRScheduler):
     each batch for one in steps.
 
     A param group with its own lr keeps its ratio through ``group["lr_scale"]``: its lr is the
-    Plan's times that.
+    Plan's times that. A group added later must come with the optimizer's default, the Plan's
+    present value or an ``lr_scale``.
 
     Args:
         optimizer: any torch optimizer. A tensor-valued field is filled in place.
@@ -30,13 +33,13 @@ class ParamScheduler(LRScheduler):
         fields: where a hyperparameter goes when the optimizer calls it otherwise, such as
             ``{"beta": "momentum"}``. Mind that torch's SGD(momentum=β) is not QHM with that beta:
             its steps are 1/(1 - β) times longer.
-        sampler: a `ScheduledBatchSampler` to move along, so that one `step` moves both. For a Plan
-            in epochs.
+        sampler: a `ScheduledBatchSampler` of the same Plan to move along, so that one `step` moves
+            both. For a Plan in epochs.
 
     Raises:
-        ValueError: the Plan schedules what the param groups lack, an unknown field is mapped, or
-            groups differ in a scheduled value (for lr: without an ``lr_scale``), which a schedule
-            would flatten.
+        ValueError: the Plan schedules what the param groups lack, an unknown field is mapped, two
+            go to one field, groups differ in a scheduled value (for lr: without an ``lr_scale``),
+            which a schedule would flatten, or the sampler has another Plan.
 
     >>> import torch
     >>> from batchramp import Plan, QHM, schedules as s
@@ -61,17 +64,17 @@ class ParamScheduler(LRScheduler):
     ) -> None:
         # LRScheduler.__init__ would wrap optimizer.step and insist on lr; its interface is kept.
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-        if sampler is not None and plan.unit != "epochs":
-            raise ValueError(
-                f"sampler goes with a plan in epochs, got one in {plan.unit}: call "
-                "sampler.set_epoch(epoch) before each pass over the data instead"
-            )
+            raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+        if not isinstance(plan, Plan):
+            raise ValueError(f"plan must be a Plan, got {type(plan).__name__}")
+        if sampler is not None:
+            _check_sampler(sampler, plan)
         self.optimizer = optimizer
         self.plan = plan
         self.sampler = sampler
-        self.fields = _fields(optimizer, plan, fields or {})
+        self.fields = _fields(optimizer, plan, {} if fields is None else fields)
         self.last_epoch = 0
+        self._groups = len(optimizer.param_groups)
         self._write()
         self.base_lrs = self.get_last_lr()
 
@@ -91,21 +94,22 @@ class ParamScheduler(LRScheduler):
         Args:
             epoch: 0 <= epoch <= the Plan's length; there, the values of the last tick are kept.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
+        epoch = as_count(epoch, "epoch", 0)
         if epoch > self.plan.length:
             raise ValueError(
                 f"the plan ends after {self.plan.length} {self.plan.unit}, got {epoch}: step() was "
                 "called too often, or another plan was meant"
             )
+        self._check_new_groups()
         self.last_epoch = epoch
         self._write()
         if self.sampler is not None and self.sampler.epoch != epoch:
             self.sampler.set_epoch(epoch)
 
     def get_last_lr(self) -> list[float | Tensor]:
-        """The lr of each param group, as numbers."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        """The lr of each param group, as numbers; of those that have one."""
+        rates = (group.get("lr") for group in self.optimizer.param_groups)
+        return [float(lr) for lr in rates if lr is not None]
 
     def get_lr(self) -> list[float | Tensor]:
         """The lr of each param group, as `get_last_lr`; torch's name for the same question."""
@@ -126,32 +130,72 @@ class ParamScheduler(LRScheduler):
         Raises:
             ValueError: the plans differ, or the tick is beyond the end of this one.
         """
-        theirs = Plan.from_dict(state_dict["plan"])
-        if strict and theirs != self.plan:
+        if not isinstance(state_dict, Mapping) or not {"last_epoch", "plan"} <= state_dict.keys():
+            found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
+            raise ValueError(
+                f"state_dict must have last_epoch and plan, as state_dict() returns it, got {found}"
+            )
+        if strict and (theirs := Plan.from_dict(state_dict["plan"])) != self.plan:
             raise ValueError(
                 f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
                 "strict=False resumes all the same"
             )
         self.set_epoch(state_dict["last_epoch"])
 
+    def _values(self) -> dict[str, float]:
+        return self.plan.at(min(self.last_epoch, self.plan.length - 1)).hyperparameters
+
     def _write(self) -> None:
         if not self.fields:
             return
-        values = self.plan.at(min(self.last_epoch, self.plan.length - 1)).hyperparameters
+        values = self._values()
+        filled = set()
         for group in self.optimizer.param_groups:
             for name, field in self.fields.items():
-                value = values[name]
-                if name == "lr":
-                    value *= group.get("lr_scale", 1.0)
-                if isinstance(group[field], Tensor):
-                    group[field].fill_(value)  # a compiled or captured step holds this tensor
-                else:
+                value = values[name] * (group["lr_scale"] if _scaled(name, group) else 1.0)
+                if not isinstance(group[field], Tensor):
                     group[field] = value
-        self._last_lr = self.get_last_lr()
+                    continue
+                if id(group[field]) in filled:  # the optimizer's default, shared by its groups
+                    group[field] = group[field].clone()
+                group[field].fill_(value)  # in place: a compiled or captured step holds it
+                filled.add(id(group[field]))
+
+    def _check_new_groups(self) -> None:
+        """Refuses groups added since the last look whose own values would be flattened."""
+        groups = self.optimizer.param_groups
+        if len(groups) == self._groups:
+            return
+        values = self._values()
+        for name, field in self.fields.items():
+            for group in groups[self._groups :]:
+                _check_number(name, field, group)
+                expected = (values[name], self.optimizer.defaults.get(field))
+                if not _scaled(name, group) and group[field] not in expected:
+                    raise ValueError(
+                        f"{name} must be the same in all param groups to be scheduled, got "
+                        f"{float(group[field])} in one added later{_remedy(name)}"
+                    )
+        self._groups = len(groups)
+
+
+def _check_sampler(sampler: Any, plan: Plan) -> None:
+    if plan.unit != "epochs":
+        raise ValueError(
+            f"sampler goes with a plan in epochs, got one in {plan.unit}: call "
+            "sampler.set_epoch(epoch) before each pass over the data instead"
+        )
+    # By what it can do, not by its class: a wrapper may deal its batches out to ranks.
+    if not callable(getattr(sampler, "set_epoch", None)) or not hasattr(sampler, "epoch"):
+        raise ValueError(f"sampler must be a ScheduledBatchSampler, got {type(sampler).__name__}")
+    if getattr(sampler, "plan", plan) != plan:
+        raise ValueError(f"sampler must have the same plan, got one with {sampler.plan!r}")
 
 
 def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[str, str]:
     """Hyperparameter -> the key of a param group it is written to, checked."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"fields must map lr, beta or gamma to names, got {given!r}")
     for name in given:
         if name not in HYPERPARAMETERS:
             raise ValueError(f"fields maps lr, beta or gamma, got {name!r}")
@@ -159,6 +203,8 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[
             raise ValueError(f"fields maps {name}, but the plan does not schedule {name}")
     planned = [name for name in HYPERPARAMETERS if getattr(plan, name) is not None]
     fields = {name: given.get(name, name) for name in planned}
+    if len(set(fields.values())) < len(fields):
+        raise ValueError(f"fields must map each to a field of its own, got {fields}")
     groups = optimizer.param_groups
     kind = type(optimizer).__name__
     for name, field in fields.items():
@@ -167,14 +213,30 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[
                 f"the plan schedules {name}, but {kind}'s param groups have no {field!r}: leave "
                 f"{name} out of the plan or map it, as in fields={{{name!r}: 'momentum'}}"
             )
-        if any(isinstance(group[field], tuple | list) for group in groups):
-            raise ValueError(
-                f"{name} must go to a single number, but {kind}'s {field!r} is several"
-            )
-        free = [float(g[field]) for g in groups if not (name == "lr" and "lr_scale" in g)]
+        for group in groups:
+            _check_number(name, field, group)
+        free = [float(group[field]) for group in groups if not _scaled(name, group)]
         if len(set(free)) > 1:
-            remedy = "; give each group its ratio as group['lr_scale']" if name == "lr" else ""
             raise ValueError(
-                f"{name} must be the same in all param groups to be scheduled, got {free}{remedy}"
+                f"{name} must be the same in all param groups to be scheduled, got "
+                f"{free}{_remedy(name)}"
             )
     return fields
+
+
+def _check_number(name: str, field: str, group: Mapping[str, Any]) -> None:
+    value = group[field]
+    one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+    if not one or isinstance(value, bool):
+        shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} must go to a single number, but {field!r} is {shown}")
+    if _scaled(name, group):
+        as_number(group["lr_scale"], "lr_scale", "a finite number >= 0", lambda scale: scale >= 0)
+
+
+def _scaled(name: str, group: Mapping[str, Any]) -> bool:
+    return name == "lr" and "lr_scale" in group
+
+
+def _remedy(name: str) -> str:
+    return "; give each group its ratio as group['lr_scale']" if name == "lr" else ""
