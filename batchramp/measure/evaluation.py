@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from batchramp.measure.full_gradient import left_as_found, mean_loss
+
 __all__ = ["Evaluation", "evaluate"]
 
 # What a collapsed classifier has over the best constant answer, at most. Seen of MLPs that too
@@ -39,21 +41,24 @@ def evaluate(
     """Loss and accuracy in eval mode, batches weighted by true counts.
 
     Args:
-        model: left in eval mode.
+        model: any module; left as found.
         loss_fn: ``loss_fn(model(inputs), targets)``, the mean loss over a batch.
         batches: yields ``(inputs, targets)``.
 
     Raises:
-        ValueError: no sample.
+        ValueError: no sample, or a loss that is not one number.
     """
-    model.eval()
     loss_sum = 0.0
     count = correct = 0
     frequencies: Tensor | None = None  # of the classes
-    with torch.inference_mode():
+    # Not inference mode: what a module caches in its forward pass must still serve training.
+    with left_as_found(model), torch.no_grad():
+        model.eval()
         for inputs, targets in batches:
+            if len(targets) == 0:
+                continue  # the mean over no sample is not a number
             outputs = model(inputs)
-            loss_sum += float(loss_fn(outputs, targets)) * len(targets)
+            loss_sum += float(mean_loss(loss_fn(outputs, targets))) * len(targets)
             count += len(targets)
             if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
                 correct += int((outputs.argmax(1) == targets).sum())

@@ -39,11 +39,12 @@ def full_gradient_norm(
             depends on how the set is cut into batches.
 
     Returns:
-        ``(norm, loss)``: the Euclidean norm over all parameters and the mean loss; not finite if
-        the loss is not.
+        ``(norm, loss)``: the Euclidean norm over all parameters that require a gradient, and the
+        mean loss; not finite if the loss is not.
 
     Raises:
-        ValueError: no sample, no trainable parameter, or an unknown mode.
+        ValueError: no sample, no trainable parameter, an unknown mode, or a loss that is not one
+            number or depends on no parameter.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -58,47 +59,68 @@ def full_gradient_norm(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model must have a parameter that requires a gradient, got none")
-    total: list[Tensor] | None = None
     loss_sum = 0.0
     count = 0
-    with _left_as_found(model, parameters[0].device), torch.enable_grad():
+    # A caller, such as a validation hook, may have switched gradients off in either way.
+    with torch.inference_mode(False), torch.enable_grad(), left_as_found(model):
+        total = [torch.zeros_like(p, dtype=_wide(p.dtype), requires_grad=False) for p in parameters]
         model.train(mode == "train")
         for inputs, targets in batches:
-            loss = loss_fn(model(inputs), targets) * len(targets)
+            if len(targets) == 0:
+                continue  # the mean over no sample is not a number
+            loss = mean_loss(loss_fn(model(inputs), targets))
+            if not loss.requires_grad:
+                raise ValueError(
+                    "loss_fn must return a loss that depends on the model's parameters, got one "
+                    "without a gradient"
+                )
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            gradients = [
-                torch.zeros_like(p) if g is None else g
-                for g, p in zip(gradients, parameters, strict=True)
-            ]
-            if total is None:
-                # autograd.grad may hand out one tensor twice, so the sum is kept in copies
-                total = [g.detach().to(_wide(g.dtype), copy=True) for g in gradients]
-            else:
-                for sum_, g in zip(total, gradients, strict=True):
-                    sum_.add_(g.detach())
-            loss_sum += float(loss.detach())
+            for sum_, gradient in zip(total, gradients, strict=True):
+                if gradient is not None:
+                    sum_.add_(gradient.detach(), alpha=len(targets))
+            loss_sum += float(loss.detach()) * len(targets)
             count += len(targets)
-    if total is None or count == 0:
+    if count == 0:
         raise ValueError("batches must hold at least 1 sample, got none")
     # In float64: a sum of millions of squares in float32 loses digits.
-    squares = sum(float(torch.linalg.vector_norm(g.to(_double(g.dtype)))) ** 2 for g in total)
-    return FullGradient(math.sqrt(squares) / count, loss_sum / count)
+    norms = [float(torch.linalg.vector_norm(sum_.to(_double(sum_.dtype)))) for sum_ in total]
+    return FullGradient(math.hypot(*norms) / count, loss_sum / count)
+
+
+def mean_loss(loss: Any) -> Tensor:
+    """``loss`` itself, if it is one number for a batch."""
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    raise ValueError(f"loss_fn must return the mean loss of a batch, one number, got {shown}")
 
 
 @contextmanager
-def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Restores the mode of every module, the buffers and torch's random state."""
+    was_training = model.training
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    buffers = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    values = [(b, b.detach().clone()) for _, _, b in buffers if b is not None]
+    cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(cuda, key=str)):
         try:
             yield
         finally:
+            model.train(was_training)  # undoes what a module's own train() or eval() did
             for module, training in modes:
                 module.training = training
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+                for module, name, buffer in buffers:
+                    module._buffers[name] = buffer
+                for buffer, value in values:
+                    # Written to only if it changed: a graph may have saved it for its backward.
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
