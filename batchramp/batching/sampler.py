@@ -1,13 +1,16 @@
 """Which samples form batch k of an epoch: a pure function of (seed, epoch, position)."""
 
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
+from itertools import accumulate
+from numbers import Integral
 from typing import Any, final
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from batchramp.plan import Plan
+from batchramp.schedules import as_count
 
 __all__ = ["ScheduledBatchSampler"]
 
@@ -32,6 +35,10 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         drop_last: leave out a last batch that is shorter than scheduled.
         replacement: draw each sample independently and uniformly, n draws an epoch: condition
             (C3) of Imaizumi and Iiduka (ACML 2025), which their theorems assume.
+
+    Attributes:
+        epoch: the epoch that a pass yields.
+        first_batch: the batch of it that a pass starts with; not 0 only after a resume.
 
     Raises:
         ValueError: an empty data set, a negative seed, or ``replacement`` without ``shuffle``.
@@ -59,37 +66,31 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         drop_last: bool = False,
         replacement: bool = False,
     ) -> None:
-        n = dataset_or_n if isinstance(dataset_or_n, int) else len(dataset_or_n)
-        if isinstance(n, bool) or n < 1:
-            raise ValueError(f"dataset_or_n must have at least 1 sample, got {n!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not isinstance(plan, Plan):
+            raise ValueError(f"plan must be a Plan, got {type(plan).__name__}")
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
         if replacement and not shuffle:
             raise ValueError("replacement draws at random: it needs shuffle=True, got False")
         self.plan = plan
-        self.n = n
-        self.seed = seed
+        self.n = _length(dataset_or_n)
+        self.seed = int(seed)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.replacement = replacement
-        self.epochs = plan.total_epochs(n, drop_last)
-        self.epoch = 0
-        self._first_batch = 0  # where the next pass starts; not 0 only after a resume
-        self._finished: int | None = None
+        self.epochs = plan.total_epochs(self.n, drop_last)
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch, 0 <= epoch <= the number of epochs."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch <= self.epochs:
-            raise ValueError(f"epoch must be in 0..{self.epochs}, got {epoch!r}")
-        self.epoch = epoch
-        self._first_batch = 0
-        self._finished = None
+        self.epoch = self._checked(epoch)
+        self.first_batch = 0  # of the epoch, that a pass starts with; not 0 only after a resume
+        self._finished = False
+        self._sizes = self._sizes_of(self.epoch)
 
     def __len__(self) -> int:
-        """Batches that the next pass yields; 0 after the last epoch."""
-        if self.epoch == self.epochs:
-            return 0
-        return len(self.sizes()) - self._first_batch
+        """Batches that a pass yields; 0 after the last epoch."""
+        return len(self._sizes) - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
         return (indices.tolist() for _, indices in self.batches())
@@ -98,24 +99,28 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         """What iterating yields, as (position of the first sample, indices as an int64 array)."""
         if self.epoch == self.epochs:
             raise ValueError(f"the plan ends after {self.epochs} epochs: there is no further batch")
-        if self._finished == self.epoch:
+        if self._finished:
             warnings.warn(
                 f"epoch {self.epoch} is iterated once more with the same batches: call "
                 "scheduler.step() or sampler.set_epoch() between epochs",
                 stacklevel=3,
             )
-        epoch, first, self._first_batch = self.epoch, self._first_batch, 0
-        order, sizes = self.order(), self.sizes()
+        # Epoch and start are those of this call, whatever is set while workers still draw.
+        return self._pass(self.epoch, self.first_batch, self.order(), self.sizes())
+
+    def _pass(
+        self, epoch: int, first: int, order: np.ndarray, sizes: list[int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
         start = sum(sizes[:first])
-        for size in sizes[first:]:
+        for number, size in enumerate(sizes[first:], first + 1):
+            if number == len(sizes) and self.epoch == epoch:
+                self._finished = True
             yield start, order[start : start + size]
             start += size
-        if self.epoch == epoch:
-            self._finished = epoch
 
     def sizes(self) -> list[int]:
-        """The true sizes of all batches of this epoch, in order."""
-        return self.plan.batch_sizes(self.epoch, self.n, self.drop_last)
+        """The true sizes of all batches of this epoch, in order; none after the last epoch."""
+        return list(self._sizes)
 
     def order(self) -> np.ndarray:
         """The sample indices of this epoch in order, an int64 array of length n."""
@@ -133,25 +138,26 @@ class ScheduledBatchSampler(Sampler[list[int]]):
 
         Args:
             batches_done: batches of this epoch that were *trained*. A loader with workers has
-                drawn more than that, so only the training loop knows. None: the start of the epoch
-                (or where a resumed pass starts).
+                drawn more than that, so only the training loop knows. It counts from the start of
+                the epoch, also in a resumed pass: ``for done, batch in enumerate(loader,
+                sampler.first_batch + 1)``. None: `first_batch`, where the pass starts.
 
         Raises:
             ValueError: more batches than the epoch has.
         """
-        sizes = self.sizes() if self.epoch < self.epochs else []
-        done = self._first_batch if batches_done is None else batches_done
-        if isinstance(done, bool) or not isinstance(done, int) or not 0 <= done <= len(sizes):
+        sizes = self._sizes
+        done = self.first_batch if batches_done is None else batches_done
+        if isinstance(done, bool) or not isinstance(done, Integral) or not 0 <= done <= len(sizes):
             raise ValueError(f"batches_done must be in 0..{len(sizes)}, got {batches_done!r}")
         return {
             "epoch": self.epoch,
-            "sample": sum(sizes[:done]),
+            "sample": sum(sizes[: int(done)]),
             "plan": self.plan.to_dict(),
             **self._identity(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> None:
-        """Goes to a saved position; the next pass yields the batches that remain of its epoch.
+        """Goes to a saved position; a pass then yields the batches that remain of its epoch.
 
         Args:
             state_dict: from `state_dict`.
@@ -159,25 +165,56 @@ class ScheduledBatchSampler(Sampler[list[int]]):
 
         Raises:
             ValueError: another data set length, seed, order or plan; or a position where no batch
-                of this plan starts.
+                of this plan starts. The sampler stays where it was.
         """
+        needed = {"epoch", "sample", "plan", *self._identity()}
+        if not isinstance(state_dict, Mapping) or not needed <= state_dict.keys():
+            found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
+            raise ValueError(
+                f"state_dict must have {', '.join(sorted(needed))}, as state_dict() returns it, "
+                f"got {found}"
+            )
         for name, ours in self._identity().items():
             if state_dict[name] != ours:
                 raise ValueError(f"{name} differs: saved {state_dict[name]!r}, here {ours!r}")
-        if strict and Plan.from_dict(state_dict["plan"]) != self.plan:
+        if strict and (theirs := Plan.from_dict(state_dict["plan"])) != self.plan:
             raise ValueError(
-                "plan differs from the one that was saved; strict=False resumes anyway"
+                f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
+                "strict=False resumes all the same"
             )
-        self.set_epoch(state_dict["epoch"])
-        start, sample = 0, state_dict["sample"]
-        sizes = self.sizes() if self.epoch < self.epochs else []
-        for done, size in enumerate([*sizes, 0]):
-            if start == sample:
-                self._first_batch = done
-                return
-            start += size
-        raise ValueError(f"sample must be where a batch of epoch {self.epoch} starts, got {sample}")
+        epoch, sample = self._checked(state_dict["epoch"]), state_dict["sample"]
+        starts = list(accumulate(self._sizes_of(epoch), initial=0))
+        if sample not in starts:
+            raise ValueError(f"sample must be where a batch of epoch {epoch} starts, got {sample}")
+        self.set_epoch(epoch)
+        self.first_batch = starts.index(sample)
+
+    def _checked(self, epoch: Any) -> int:
+        whole = isinstance(epoch, Integral) and not isinstance(epoch, bool)
+        if not whole or not 0 <= int(epoch) <= self.epochs:
+            raise ValueError(f"epoch must be in 0..{self.epochs}, got {epoch!r}")
+        return int(epoch)
+
+    def _sizes_of(self, epoch: int) -> list[int]:
+        if epoch == self.epochs:
+            return []
+        return self.plan.batch_sizes(epoch, self.n, self.drop_last)
 
     def _identity(self) -> dict[str, Any]:
         names = ("n", "seed", "shuffle", "drop_last", "replacement")
         return {"algorithm": ALGORITHM, **{name: getattr(self, name) for name in names}}
+
+
+def _length(dataset_or_n: Any) -> int:
+    if isinstance(dataset_or_n, Integral):
+        return as_count(dataset_or_n, "dataset_or_n")
+    try:
+        n = len(dataset_or_n)
+    except TypeError:
+        raise ValueError(
+            "dataset_or_n must be an integer >= 1 or a data set with a length, got "
+            f"{dataset_or_n if isinstance(dataset_or_n, float) else type(dataset_or_n).__name__}"
+        ) from None
+    if n < 1:
+        raise ValueError("dataset_or_n must have at least 1 sample, got an empty data set")
+    return n

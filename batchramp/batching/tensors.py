@@ -54,12 +54,20 @@ class TensorLoader:
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(sampler, ScheduledBatchSampler):
+            raise ValueError(
+                f"sampler must be a ScheduledBatchSampler, got {type(sampler).__name__}"
+            )
+        if isinstance(tensors, Tensor):  # would be taken for a sequence of its rows
+            raise ValueError(
+                f"tensors must be a tuple of tensors, got one of shape {tuple(tensors.shape)}"
+            )
         tensors = tuple(tensors)
-        lengths = [len(t) for t in tensors]
-        if not tensors or set(lengths) != {sampler.n}:
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
+        if not tensors or any(shape[:1] != (sampler.n,) for shape in shapes):
             raise ValueError(
                 f"tensors must be one or more, each of the sampler's {sampler.n} samples, got "
-                f"{lengths}"
+                f"{shapes}"
             )
         self.tensors = tensors if device is None else tuple(t.to(device) for t in tensors)
         self.sampler = sampler
@@ -95,7 +103,7 @@ class TensorLoader:
 
     def _rows(self, batches: list[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
         """One tuple of rows a batch, out of one gather for all of them."""
-        indices = torch.from_numpy(np.concatenate(batches)).to(self.tensors[0].device)
+        indices = torch.from_numpy(np.concatenate(batches))
         sizes = [len(batch) for batch in batches]
-        rows = [t.index_select(0, indices).split(sizes) for t in self.tensors]
+        rows = [t.index_select(0, indices.to(t.device)).split(sizes) for t in self.tensors]
         return zip(*rows, strict=True)
