@@ -32,7 +32,11 @@ class Task:
         validation: as test. What is tuned is tuned on it.
         augment: ``augment(inputs, generator)`` on whole training batches (pairs of tensors only).
         name, model_name: what files call the task and the model.
-        device: where to train.
+        device: where to train, "cpu" or "cuda:0".
+
+    Raises:
+        ValueError: data of another kind, empty or of unequal lengths, or ``augment`` with a
+            Dataset, which would ignore it.
 
     >>> import torch
     >>> from batchramp import Plan, Task, fit
@@ -58,6 +62,23 @@ class Task:
     model_name: str = "custom"
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        for name in ("model", "loss_fn"):
+            if not callable(getattr(self, name)):
+                raise ValueError(
+                    f"{name} must be callable, got {type(getattr(self, name)).__name__}"
+                )
+        for name in ("train", "validation", "test"):
+            data = getattr(self, name)
+            if name == "train" or data is not None:
+                _check_data(name, data)
+        if self.augment is not None and not isinstance(self.train, tuple):
+            raise ValueError(
+                "augment goes with a pair of tensors, got a Dataset: augment in its __getitem__"
+            )
+        if not isinstance(self.device, str):
+            raise ValueError(f"device must be a string such as 'cuda:0', got {self.device!r}")
+
     @property
     def n(self) -> int:
         """Training samples."""
@@ -71,11 +92,36 @@ class Task:
 
     def in_order(self, part: str) -> Iterable[tuple[Tensor, Tensor]] | None:
         """All of "train", "validation" or "test", clean and unshuffled; None if there is none."""
+        if part not in ("train", "validation", "test"):
+            raise ValueError(f"part must be train, validation or test, got {part!r}")
         data: Data | None = getattr(self, part)
         if data is None:
             return None
         if isinstance(data, tuple):
             batches = zip(*(tensor.split(_MEASURED_AT_ONCE) for tensor in data), strict=True)
         else:
-            batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE))
+            # With its own generator: a loader else draws from torch's, and measuring must not.
+            own = torch.Generator()
+            batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE, generator=own))
         return ((inputs.to(self.device), targets.to(self.device)) for inputs, targets in batches)
+
+
+def _check_data(name: str, data: Any) -> None:
+    if isinstance(data, tuple):
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in data]
+        tensors = len(data) == 2 and all(isinstance(x, Tensor) and x.ndim > 0 for x in data)
+        if not tensors or len(data[0]) != len(data[1]) or len(data[0]) == 0:
+            raise ValueError(
+                f"{name} must be two tensors of the same length >= 1 or a Dataset, got {shapes}"
+            )
+        return
+    # A list of two tensors would pass for a Dataset of two samples.
+    map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if not map_style or isinstance(data, Tensor | dict | str) or len(data) == 0:
+        kind = type(data).__name__
+        raise ValueError(
+            f"{name} must be two tensors of the same length >= 1 or a map-style Dataset of at "
+            f"least 1 sample, got {kind}"
+        )
+    if isinstance(data, list) and isinstance(data[0], Tensor):
+        raise ValueError(f"{name} must be a tuple of two tensors or a Dataset, got a list")

@@ -66,9 +66,10 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> ImageSet:
     """The whole set: 55,000 / 5,000 / 10,000. The last 5,000 training images are for validation.
 
     Args:
-        folder: where the four files lie. None: Debian's ``/usr/share/datasets/fashion-mnist`` if
-            it is there, else the cache folder (``BATCHRAMP_DATA`` or the user's own), into which
-            missing files are downloaded and checked.
+        folder: where the four files lie, compressed or not. None: Debian's
+            ``/usr/share/datasets/fashion-mnist`` if it is there, else the cache folder
+            (``BATCHRAMP_DATA`` or the user's own), into which missing files are downloaded and
+            checked.
 
     Raises:
         ValueError: a file is damaged or of another checksum, or is missing and cannot be fetched;
@@ -86,8 +87,13 @@ def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     arrays = []
     for key in (f"{part}-images", f"{part}-labels"):
         path = folder / _file(key)
+        if not path.is_file() and path.with_suffix("").is_file():
+            path = path.with_suffix("")
         if not path.is_file():
-            raise ValueError(f"{path} is missing: put Fashion-MNIST's file of that name there")
+            raise ValueError(
+                f"{path} is missing: put Fashion-MNIST's file of that name there, as it is or "
+                "uncompressed"
+            )
         arrays.append(read_idx(path, sha256=_CONTENT_SHA256[key]))
     images = torch.tensor(arrays[0]).unsqueeze(1).float().div_(255).sub_(_MEAN).div_(_STD)
     return images, torch.tensor(arrays[1]).long()

@@ -1,6 +1,8 @@
 """A nonconvex finite sum whose every constant is known, to hold measurements against."""
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +26,27 @@ def quadratic(
         n: number of f_i, even: the z_i come in pairs ±z.
         dimension: d >= 1.
         radius: r > 0.
-        seed: of the directions of the z_i.
+        seed: an integer >= 0, of the directions of the z_i.
 
     Returns:
         ``(z, x0, problem)``: z of shape ``[n, d]`` and the start x0 = (1, ..., 1), float64, and the
         constants, with D0 = f(x0) = d/2.
 
     Raises:
-        ValueError: an odd or non-positive n, or a dimension or radius out of range.
+        ValueError: an odd or non-positive n, or a dimension, radius or seed out of range.
 
     >>> z, x0, problem = quadratic()
     >>> z.shape, problem.smoothness, problem.variance, problem.initial_gap
     (torch.Size([256, 10]), 2.0, 1.0, 5.0)
     """
-    if n < 2 or n % 2:
+    if not _is(Integral, n) or n < 2 or n % 2:
         raise ValueError(f"n must be an even integer >= 2, got {n!r}")
-    if dimension < 1:
+    if not _is(Integral, dimension) or dimension < 1:
         raise ValueError(f"dimension must be an integer >= 1, got {dimension!r}")
-    if not 0 < radius < math.inf:
+    if not _is(Real, radius) or not 0 < radius < math.inf:
         raise ValueError(f"radius must be a finite number > 0, got {radius!r}")
+    if not _is(Integral, seed) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     half = np.random.default_rng(seed).standard_normal((n // 2, dimension))
     half *= radius / np.linalg.norm(half, axis=1, keepdims=True)
     z = torch.tensor(np.concatenate([half, -half]))
@@ -55,3 +59,7 @@ def quadratic(
         initial_gradient_norm=math.sqrt(dimension) / 2,
     )
     return z, x0, problem
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

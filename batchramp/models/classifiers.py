@@ -1,6 +1,7 @@
 """Small classifiers of 28x28 grey images."""
 
-from typing import final
+from numbers import Integral
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -16,11 +17,15 @@ class MLP(nn.Module):
         hidden: width of both hidden layers.
         classes: outputs.
 
+    Raises:
+        ValueError: a width that is not an integer >= 1.
+
     Maps ``[b, ...]`` of ``inputs`` features to logits ``[b, classes]``.
     """
 
     def __init__(self, inputs: int = 784, hidden: int = 128, classes: int = 10) -> None:
         super().__init__()
+        _check(inputs=inputs, hidden=hidden, classes=classes)
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(inputs, hidden),
@@ -38,12 +43,22 @@ class MLP(nn.Module):
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions with BatchNorm, two of them halving the image, then one linear map.
 
-    Maps ``[b, channels, h, w]`` to logits ``[b, classes]``; h and w multiples of 4. Has 24,058
-    parameters at the default width.
+    Has 24,058 parameters at the default widths.
+
+    Args:
+        channels: of an image.
+        width: channels after the first convolution; each of the two others doubles them.
+        classes: outputs.
+
+    Raises:
+        ValueError: a width that is not an integer >= 1.
+
+    Maps ``[b, channels, h, w]`` to logits ``[b, classes]``.
     """
 
     def __init__(self, channels: int = 1, width: int = 16, classes: int = 10) -> None:
         super().__init__()
+        _check(channels=channels, width=width, classes=classes)
         self.features = nn.Sequential(
             _block(channels, width, stride=1),
             _block(width, 2 * width, stride=2),
@@ -61,3 +76,9 @@ def _block(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
     # BatchNorm subtracts the mean, so a bias before it would do nothing.
     convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _check(**widths: Any) -> None:
+    for name, value in widths.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

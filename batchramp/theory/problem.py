@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import final
 
 __all__ = ["Problem"]
@@ -38,7 +39,8 @@ class Problem:
             value = getattr(self, name)
             if value is None and name == "initial_gradient_norm":
                 continue
-            in_range = value >= 0 if name in may_be_zero else value > 0
-            if not (in_range and math.isfinite(value)):
+            number = float(value) if isinstance(value, Real) else math.nan
+            in_range = number >= 0 if name in may_be_zero else number > 0
+            if isinstance(value, bool) or not (in_range and math.isfinite(number)):
                 allowed = ">= 0" if name in may_be_zero else "> 0"
                 raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
