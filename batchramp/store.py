@@ -16,12 +16,13 @@ Files are written to a temporary name, synced and renamed, so that a reader or a
 old file or the new one. Rows are appended and synced; a line torn by a crash is dropped when read.
 """
 
+import functools
 import json
 import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ from batchramp.plan import Plan
 
 FORMAT = 1
 STATUSES = ("running", "finished", "diverged", "collapsed", "failed")
+# There is nothing more to train.
+ENDED = ("finished", "diverged", "collapsed")
 
 # A row's columns. Losses, accuracies and norms are those at the end of the epoch; null where the
 # task has no such set or the number is not finite.
@@ -92,6 +95,43 @@ class Record:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
+def identity(
+    *,
+    task: str,
+    model: str,
+    optimizer: Callable[..., Any],
+    plan: Plan,
+    seed: int,
+    label: str,
+    panel: str,
+    experiment: str,
+) -> dict[str, Any]:
+    """What was run, as `Record` names it: what tells one run from another."""
+    return {
+        "label": label,
+        "panel": panel,
+        "experiment": experiment,
+        "task": task,
+        "model": model,
+        "optimizer": name_of(optimizer),
+        "plan": plan.to_dict(),
+        "seed": seed,
+    }
+
+
+def name_of(optimizer: Callable[..., Any]) -> str:
+    """What files call an optimizer.
+
+    >>> name_of(functools.partial(dict, lr=0.1))
+    'dict(lr=0.1)'
+    """
+    if isinstance(optimizer, functools.partial):
+        given = [repr(value) for value in optimizer.args]
+        given += [f"{key}={value!r}" for key, value in optimizer.keywords.items()]
+        return f"{name_of(optimizer.func)}({', '.join(given)})"
+    return getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
+
+
 def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]) -> None:
     """Starts a run's folder: ``run.json`` with the status "running".
 
@@ -101,6 +141,7 @@ def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]
         initial: what was measured before the first step.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "epochs.jsonl").unlink(missing_ok=True)  # of a start that saved no checkpoint
     _write_json(
         folder / "run.json",
         {
@@ -115,7 +156,7 @@ def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]
 
 
 def finish(folder: Path, status: str, error: str | None = None) -> None:
-    """Marks how the run ended; ``status`` is one of `STATUSES`."""
+    """Marks how the run stands; ``status`` is one of `STATUSES`."""
     run = _read_run(folder)
     _write_json(folder / "run.json", {**run, "status": status, "error": error})
 
@@ -136,14 +177,16 @@ def cut_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: rows are missing.
     """
+    path = folder / "epochs.jsonl"
     rows = _read_rows(folder)
     if len(rows) < epochs:
         raise ValueError(
-            f"{folder / 'epochs.jsonl'} has {len(rows)} rows, but the checkpoint stands after "
+            f"{path} has {len(rows)} rows, but the checkpoint stands after "
             f"{epochs} epochs: the folder was damaged; train into a new one"
         )
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows[:epochs])
-    _write(folder / "epochs.jsonl", text.encode())
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows[:epochs]).encode()
+    if epochs and path.read_bytes() != text:
+        write(path, text)
     return rows[:epochs]
 
 
@@ -153,9 +196,14 @@ def existing(folder: Path, identity: Mapping[str, Any], resume: bool) -> Record 
     Raises:
         ValueError: it holds another run or other files, or it holds a run and ``resume`` is False.
     """
-    if not (folder / "run.json").is_file():
-        if folder.exists() and any(path.name != "lock" for path in folder.iterdir()):
-            raise ValueError(f"out must be a new or empty folder or hold a run, got {folder}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a folder, got the file {folder}")
+    if not (folder / "run.json").exists():
+        if folder.exists() and any(not _is_ours(path) for path in folder.iterdir()):
+            raise ValueError(
+                f"out must be a new or empty folder or hold a run, got {folder}, which holds "
+                "other files"
+            )
         return None
     if not resume:
         raise ValueError(f"out {folder} holds a run already: resume it or name another folder")
@@ -172,6 +220,28 @@ def existing(folder: Path, identity: Mapping[str, Any], resume: bool) -> Record 
     return record
 
 
+def _is_ours(path: Path) -> bool:
+    """What a process leaves that was killed before it had written ``run.json``."""
+    return path.name == "lock" or _is_temporary(path)
+
+
+# What run.json holds beside its format; the fields of a Record.
+_KINDS: dict[str, Any] = {
+    "label": str,
+    "panel": str,
+    "experiment": str,
+    "task": str,
+    "model": str,
+    "optimizer": str,
+    "plan": dict,
+    "seed": int,
+    "status": str,
+    "error": str | None,
+    "initial": dict,
+    "environment": dict,
+}
+
+
 def read(folder: Path) -> Record:
     """Reads one run.
 
@@ -179,21 +249,21 @@ def read(folder: Path) -> Record:
         ValueError: there is none, or its files are damaged or of another format.
     """
     run = _read_run(folder)
+    path = folder / "run.json"
+    for key, kind in _KINDS.items():
+        if key not in run:
+            raise ValueError(f"{path} is damaged: {key} is missing")
+        if not isinstance(run[key], kind) or isinstance(run[key], bool):
+            raise ValueError(f"{path} is damaged: {key} is {run[key]!r}")
+    if not _are_numbers(run["initial"]):
+        raise ValueError(f"{path} is damaged: initial is {run['initial']!r}")
     try:
-        return Record(
-            folder=folder,
-            plan=Plan.from_dict(run["plan"]),
-            rows=_read_rows(folder),
-            **{
-                key: run[key]
-                for key in (
-                    "label", "panel", "experiment", "task", "model", "optimizer",
-                    "seed", "status", "error", "initial", "environment",
-                )
-            },
-        )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'run.json'} is damaged: {error!r}") from None
+        plan = Plan.from_dict(run["plan"])
+    except ValueError as error:
+        hint = "; --import names a module of yours that defines it" if ".kind" in str(error) else ""
+        raise ValueError(f"{path}: plan: {error}{hint}") from None
+    given = {key: run[key] for key in _KINDS}
+    return Record(**{**given, "plan": plan}, folder=folder, rows=_read_rows(folder))
 
 
 def read_all(folder: Path) -> list[Record]:
@@ -222,35 +292,89 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    _write(folder / "checkpoint.pt", buffer.getvalue())
+    write(folder / "checkpoint.pt", buffer.getvalue())
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(record: Record) -> dict[str, Any] | None:
     """The run's checkpoint, or None if no epoch was completed. Nothing is unpickled.
 
     Raises:
-        ValueError: it is damaged or of another format.
+        ValueError: it is damaged or of another format, or the run has ended and it is missing.
     """
-    import pickle
-
     import torch
 
-    path = folder / "checkpoint.pt"
+    path = record.folder / "checkpoint.pt"
     if not path.exists():
+        if record.status in ENDED:
+            raise ValueError(f"checkpoint {path} is missing, and the run has {record.status}")
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except OSError:
+        raise
+    except Exception as error:  # bytes that anybody may have written can fail in any way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"checkpoint {path} is damaged: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} is not of format {FORMAT}: it was not written by this")
     return state
 
 
+def checkpoint(
+    progress: Mapping[str, Any], sampler: Any, model: Any, optimizer: Any, device: str
+) -> dict[str, Any]:
+    """All that it takes to go on bit for bit, torch's random state included."""
+    import torch
+
+    return {
+        "progress": dict(progress),
+        "sampler": sampler.state_dict(),
+        "defaults": _defaults(optimizer),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.startswith("cuda") else None,
+    }
+
+
+def restore(
+    saved: Mapping[str, Any], sampler: Any, model: Any, optimizer: Any, device: str
+) -> dict[str, Any]:
+    """Puts everything where it stood at `checkpoint`. Returns the progress.
+
+    Raises:
+        ValueError: the checkpoint is of other data, another model or another optimizer.
+    """
+    import torch
+
+    try:
+        sampler.load_state_dict(saved["sampler"])
+        if saved["defaults"] != _defaults(optimizer):
+            raise ValueError(
+                f"optimizer differs: saved {saved['defaults']}, here {_defaults(optimizer)}"
+            )
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"], device)
+        return saved["progress"]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint is damaged or of another run: {reason}") from None
+
+
+def _defaults(optimizer: Any) -> dict[str, Any]:
+    """The optimizer's own arguments, as far as they are plain values."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {key: value for key, value in optimizer.defaults.items() if isinstance(value, plain)}
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds the run's folder; the system lets go when the process ends, however it ends.
+    """Holds the run's folder, made if it is missing, and clears it of half-written files.
+
+    The system lets go when the process ends, however it ends.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -264,6 +388,8 @@ def lock(folder: Path) -> Iterator[None]:
     except Timeout:
         raise BlockingIOError(f"folder {folder} is in use by another process") from None
     try:
+        for path in filter(_is_temporary, folder.iterdir()):
+            path.unlink()
         yield
     finally:
         held.release()
@@ -295,7 +421,8 @@ def environment() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- files
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Puts ``content`` at ``path``, all of it or nothing, on disk when this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -313,8 +440,12 @@ def _write(path: Path, content: bytes) -> None:
             os.close(directory)
 
 
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith((".run.json.", ".epochs.jsonl.", ".checkpoint.pt."))
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
@@ -323,7 +454,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         run = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"folder {folder} holds no run: no run.json in it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         found = run.get("format") if isinstance(run, dict) else type(run).__name__
@@ -342,15 +473,29 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1]):  # what follows the last newline is torn
         try:
             row = json.loads(line)
-            whole = isinstance(row, dict) and row["epoch"] == len(rows) and set(COLUMNS) <= set(row)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError):
-            whole = False
-        if not whole:
+        except (ValueError, RecursionError):  # not UTF-8, not JSON
+            row = {}
+        if not _is_row(row, epoch=number):
             if number == len(lines) - 2:  # the last whole line: a crash can leave it half written
                 break
             raise ValueError(f"{path} is damaged at line {number + 1}")
         rows.append(row)
     return rows
+
+
+def _is_row(row: Any, epoch: int) -> bool:
+    return (
+        isinstance(row, dict)
+        and set(COLUMNS) <= set(row)
+        and row["epoch"] == epoch
+        and _are_numbers(row)
+    )
+
+
+def _are_numbers(row: Mapping[str, Any]) -> bool:
+    """Whether `finite` could have made ``row``."""
+    numbers = all(value is None or isinstance(value, int | float) for value in row.values())
+    return numbers and row == finite(row)
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Training under a Plan: one plain loop, read from top to bottom."""
 
-import functools
 import math
 import os
 import time
@@ -12,6 +11,7 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
@@ -21,7 +21,7 @@ from batchramp.plan import HYPERPARAMETERS, Plan, Values
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
 
-__all__ = ["Fit", "Task", "fit"]
+__all__ = ["Fit", "Task", "fit", "scheduled"]
 
 # Steps between looks at the loss; each look makes a GPU wait.
 _STEPS_BETWEEN_CHECKS = 100
@@ -53,7 +53,7 @@ def fit(
     plan: Plan,
     *,
     seed: int,
-    optimizer: Callable[..., torch.optim.Optimizer] = QHM,
+    optimizer: Callable[..., Optimizer] = QHM,
     fields: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -67,8 +67,8 @@ def fit(
     Args:
         task: what is trained on what.
         plan: the Plan.
-        seed: decides initial weights, order of samples and all other randomness; torch's own
-            random state is left as found. Runs of one seed share weights and permutations.
+        seed: 0 <= seed < 2**64; decides initial weights, order of samples and all other randomness.
+            torch's own random state is left as found. Runs of one seed share weights and orders.
         optimizer: called with the model's parameters and the planned hyperparameters by name;
             ``functools.partial(torch.optim.AdamW, lr=1e-3)`` where the Plan leaves lr out.
         fields: see `ParamScheduler`.
@@ -82,9 +82,9 @@ def fit(
         ValueError: the folder holds another run, or plan and optimizer do not fit.
         BlockingIOError: another process trains in the folder.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-    what = identity(
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer >= 0 and below 2**64, got {seed!r}")
+    what = store.identity(
         task=task.name,
         model=task.model_name,
         optimizer=optimizer,
@@ -99,31 +99,30 @@ def fit(
         devices = [task.device] if task.device.startswith("cuda") else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
         torch.manual_seed(seed)
-        record = None
+        model = task.model().to(task.device)
+        sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
+        loader = task.batches(sampler)
+        scheduler = scheduled(optimizer, model.parameters(), plan, fields)
+        opt = scheduler.optimizer
+
+        at, rows, initial = _Progress(), [], None
         if folder is not None:
             store.existing(folder, what, resume)  # refused before the lock leaves its file
             stack.enter_context(store.lock(folder))
             record = store.existing(folder, what, resume)
-
-        model = task.model().to(task.device)
-        sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
-        loader = task.batches(sampler)
-        opt = _optimizer(optimizer, model, plan, fields or {})
-        scheduler = ParamScheduler(opt, plan, fields=fields)
-        at = _Progress()
-        rows: list[dict[str, Any]] = []
-        if folder is not None and record is not None:
-            initial = record.initial
-            at = _restore(folder, model, opt, task.device) or at
-            rows = store.cut_rows(folder, at.epoch)
-        else:
+            saved = None if record is None else store.load_checkpoint(record)
+            if record is not None and saved is not None:
+                at = _Progress(**store.restore(saved, sampler, model, opt, task.device))
+                rows, initial = store.cut_rows(folder, at.epoch), record.initial
+                if record.status != at.status:
+                    store.finish(folder, at.status)
+        if initial is None:
             initial = store.finite(_measure(model, task))
             if folder is not None:
                 store.create(folder, what, initial)
 
         while at.status == "running":
-            sampler.set_epoch(at.epoch)
-            values = _train_epoch(task, plan, model, loader, opt, scheduler, at)
+            values = _train_epoch(task, model, loader, scheduler, at)
             measured = _measure(model, task)
             least = _least([initial, *rows, measured])
             row = store.finite(
@@ -140,37 +139,20 @@ def fit(
             )
             rows.append(row)
             at.epoch += 1
-            if None in (row["train_loss"], row["full_gradient_norm"]):
-                at.status = "diverged"
-            elif sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE:
-                at.status = "collapsed"
-            elif at.epoch == sampler.epochs:
-                at.status = "finished"
-            # Taken whether saved or not, so that saving changes no number: it folds the scales of
-            # the fused buffers, which rounds.
-            state = opt.state_dict()
+            sampler.set_epoch(at.epoch)
+            if at.status == "running":
+                at.status = _status(rows, sampler.epochs)
+            # Taken whether saved or not, so that saving changes no number: QHM folds the scales of
+            # its fused buffers, which rounds.
+            checkpoint = store.checkpoint(asdict(at), sampler, model, opt, task.device)
             if folder is not None:
                 store.append_row(folder, row)
-                store.save_checkpoint(folder, _checkpoint(at, model, state, task.device))
+                store.save_checkpoint(folder, checkpoint)
+                if at.status != "running":
+                    store.finish(folder, at.status)
             if on_epoch is not None:
                 on_epoch(row)
-        if folder is not None and (record is None or record.status != at.status):
-            store.finish(folder, at.status)
         return Fit(at.status, rows, initial, model)
-
-
-def identity(
-    *, task: str, model: str, optimizer: Callable[..., Any], plan: Plan, seed: int, **names: str
-) -> dict[str, Any]:
-    """What tells one run from another, as `batchramp.store` keeps it."""
-    return {
-        **names,
-        "task": task,
-        "model": model,
-        "optimizer": _name(optimizer),
-        "plan": plan.to_dict(),
-        "seed": seed,
-    }
 
 
 @dataclass
@@ -185,31 +167,27 @@ class _Progress:
 
 
 def _train_epoch(
-    task: Task,
-    plan: Plan,
-    model: nn.Module,
-    loader: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    scheduler: ParamScheduler,
-    at: _Progress,
+    task: Task, model: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: _Progress
 ) -> Values:
     """One pass over the data. Returns what was planned at its end."""
-    scheduler.set_epoch(plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples))
-    per_batch = plan.unit != "epochs"
-    loss_fn, device = task.loss_fn, task.device
+    plan, optimizer, device = scheduler.plan, scheduler.optimizer, task.device
     model.train()
     started = time.perf_counter()
     for inputs, targets in loader:
-        if per_batch:
-            scheduler.set_epoch(plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples))
-        loss = loss_fn(model(inputs.to(device)), targets.to(device))
+        tick = plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples)
+        if tick != scheduler.last_epoch:
+            scheduler.set_epoch(tick)
+        loss = task.loss_fn(model(inputs.to(device)), targets.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         at.steps += 1
         at.samples += len(targets)
         if at.steps % _STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
+            at.status = "diverged"
             break
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
     at.seconds += time.perf_counter() - started
     return plan.at(scheduler.last_epoch)
 
@@ -238,59 +216,34 @@ def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(rows, key=norm)
 
 
-# ----------------------------------------------------------------------------- making the parts
+def _status(rows: list[dict[str, Any]], epochs: int) -> str:
+    if None in (rows[-1]["train_loss"], rows[-1]["full_gradient_norm"]):
+        return "diverged"
+    if sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE:
+        return "collapsed"
+    return "finished" if len(rows) == epochs else "running"
 
 
-def _optimizer(
-    make: Callable[..., torch.optim.Optimizer],
-    model: nn.Module,
+def scheduled(
+    make: Callable[..., Optimizer],
+    parameters: Iterable[Any],
     plan: Plan,
-    fields: Mapping[str, str],
-) -> torch.optim.Optimizer:
+    fields: Mapping[str, str] | None = None,
+) -> ParamScheduler:
+    """An optimizer made with the values of the plan's first tick, under its scheduler.
+
+    Raises:
+        ValueError: it lacks or refuses an argument, or has been given one that the plan schedules.
+    """
     planned = plan.at(0).hyperparameters
-    named = {fields.get(name, name): value for name, value in planned.items()}
+    named = {(fields or {}).get(name, name): value for name, value in planned.items()}
+    for name in named.keys() & getattr(make, "keywords", {}).keys():
+        raise ValueError(f"{name} is scheduled by the plan and given to {store.name_of(make)} too")
     try:
-        return make(model.parameters(), **named)
-    except TypeError as error:
+        optimizer = make(parameters, **named)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"optimizer {_name(make)} cannot be made with what the plan schedules "
+            f"optimizer {store.name_of(make)} cannot be made with what the plan schedules "
             f"({', '.join(named) or 'no hyperparameter'}): {error}"
         ) from None
-
-
-def _name(make: Callable[..., Any]) -> str:
-    """What files call an optimizer."""
-    if isinstance(make, functools.partial):
-        given = ", ".join(f"{key}={value!r}" for key, value in make.keywords.items())
-        return f"{_name(make.func)}({given})"
-    return getattr(make, "__qualname__", type(make).__qualname__)
-
-
-# ------------------------------------------------------------------------------- saving, resuming
-
-
-def _checkpoint(
-    at: _Progress, model: nn.Module, optimizer: dict[str, Any], device: str
-) -> dict[str, Any]:
-    cuda = device.startswith("cuda")
-    return {
-        "progress": asdict(at),
-        "model": model.state_dict(),
-        "optimizer": optimizer,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if cuda else None,
-    }
-
-
-def _restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: str
-) -> _Progress | None:
-    saved = store.load_checkpoint(folder)
-    if saved is None:
-        return None
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["rng"])
-    if saved["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(saved["cuda_rng"], device)
-    return _Progress(**saved["progress"])
+    return ParamScheduler(optimizer, plan, fields=fields)
