@@ -6,10 +6,11 @@ which), or 130 when interrupted.
 
 import importlib
 import json
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -37,6 +38,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Batch size, learning rate and momentum scheduled together." + EXAMPLES,
 )
+
+# Typer exports no name for it, and where it comes from differs between versions.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the runs and the report.")]
 Jobs = Annotated[
@@ -92,8 +97,12 @@ def run(
 def reproduce(
     name: Annotated[str, typer.Argument(help="figure1, or figure1-tuning for its lr.")],
     scale: Annotated[str, typer.Option(help="How large: quick.")] = "quick",
-    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ... so many.")] = 3,
-    part: Annotated[str, typer.Option(help="all, or main: lr constant and cosine.")] = "all",
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds 0, 1, ... so many of figure1. Default: 3.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Of figure1: all, or main (lr constant and cosine).")
+    ] = None,
     out: Out = None,
     jobs: Jobs = None,
     as_json: Json = False,
@@ -106,20 +115,25 @@ def reproduce(
 
     if name not in RECIPES:
         raise ValueError(f"NAME must be one of {', '.join(RECIPES)}, got {name!r}")
-    if seeds < 1:
+    if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
     folder = out or Path("runs") / name
     if name == "figure1":
-        _run_and_report(figure1(scale, range(seeds), part=part), folder, jobs, as_json)
+        runs = figure1(scale, range(seeds or 3), part=part or "all")
+        _run_and_report(runs, folder, jobs, as_json)
         return
+    for option, given in (("--seeds", seeds), ("--part", part)):
+        if given is not None:
+            raise ValueError(f"{option} is for figure1; figure1-tuning is fixed, got {given}")
     outcome = _run_all(figure1_tuning(scale), folder, jobs, as_json)
     from batchramp import store
 
     chosen = choose_lr(store.read_all(folder))
     path = folder / "tuned.json"
-    path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    store.write(path, (json.dumps(chosen, indent=1) + "\n").encode())
     typer.echo(json.dumps(chosen) if as_json else f"lr of every cell: {path}")
-    _exit(outcome)
+    if outcome.errors:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -180,18 +194,29 @@ def report(
 def main() -> None:
     """The entry point: what is refused is one line on stderr and exit status 2."""
     try:
-        app()
+        status = app(standalone_mode=False)
+    except _UsageError as error:
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if len(sys.argv) > 1:
+            _die(f"{message.rstrip('.')}; see batchramp --help")
+        typer.echo(message)  # a bare command: the message is the help
+        status = 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _die(where + (error.strerror or str(error)))
     except ValueError as error:
         _die(str(error))
     except KeyboardInterrupt:
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:  # so typer answers an interrupt
         typer.echo("batchramp: interrupted; the same command continues", err=True)
-        sys.exit(130)
+    sys.exit(status or 0)
 
 
-def _die(message: str) -> None:
+def _die(message: str) -> NoReturn:
     typer.echo(f"batchramp: {' '.join(message.split())}", err=True)
     sys.exit(2)
 
@@ -202,8 +227,8 @@ def _import(modules: "Sequence[str] | None") -> None:
     for module in modules or ():
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"--import {module}: {error}") from None
+        except Exception as error:  # whatever that module does
+            raise ValueError(f"--import {module}: {type(error).__name__}: {error}") from None
 
 
 def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json: bool) -> None:
@@ -225,12 +250,6 @@ def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json:
         )
     else:
         typer.echo(f"report: {path}")
-    _exit(outcome)
-
-
-def _exit(outcome: "Outcome") -> None:
-    for failed, error in outcome.errors:
-        typer.echo(f"batchramp: {failed.title} failed: {error}", err=True)
     if outcome.errors:
         raise typer.Exit(1)
 
@@ -239,9 +258,13 @@ def _run_all(runs: "Sequence[Run]", out: Path, jobs: int | None, quiet: bool) ->
     from batchramp.experiments import run_all
 
     if quiet:
-        return run_all(runs, out, jobs=jobs)
-    with _progress(runs) as (on_row, on_end):
-        return run_all(runs, out, jobs=jobs, on_row=on_row, on_end=on_end)
+        outcome = run_all(runs, out, jobs=jobs)
+    else:
+        with _progress(runs) as (on_row, on_end):
+            outcome = run_all(runs, out, jobs=jobs, on_row=on_row, on_end=on_end)
+    for run, error in outcome.errors:
+        typer.echo(f"batchramp: {run.title} failed: {' '.join(error.split())}", err=True)
+    return outcome
 
 
 @contextmanager
@@ -264,7 +287,7 @@ def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
         nonlocal ended
         ended += 1
         console.print(
-            f"[{ended}/{len(runs)}] {run.title}: {status}{_summary(last.get(run))}",
+            f"[{ended}/{len(runs)}] {run.title}: {status}{_summary(status, last.get(run))}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -317,9 +340,9 @@ def _epochs(run: "Run") -> int:
     return run.plan.total_epochs(training_samples(run.task))
 
 
-def _summary(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return " before"
+def _summary(status: str, row: dict[str, Any] | None) -> str:
+    if row is None:  # no epoch was trained here
+        return "" if status == "failed" else " before"
     parts = []
     if row["test_accuracy"] is not None:
         parts.append(f"test accuracy {row['test_accuracy']:.2f} %")

@@ -4,10 +4,11 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, final
 
 from batchramp.experiments.tasks import MODELS, TASKS, training_samples
@@ -54,7 +55,7 @@ class Run:
         options: the optimizer's own arguments, beside what the Plan schedules.
 
     Raises:
-        ValueError: no such task, model or optimizer.
+        ValueError: no such task, model or optimizer, or a seed out of range.
     """
 
     label: str
@@ -80,6 +81,16 @@ class Run:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
             )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be an integer >= 0 and below 2**64, got {self.seed!r}")
+        for name, value in self.options:
+            try:
+                hash(value)
+            except TypeError:
+                raise ValueError(
+                    f"optimizer.{name} must be a number, a text, true, false or a list of those, "
+                    f"got {value!r}"
+                ) from None
 
     @property
     def folder(self) -> Path:
@@ -128,7 +139,7 @@ TUNING_RULE = (
 
 def figure1(
     scale: str = "quick",
-    seeds: Iterable[int] = range(3),
+    seeds: Sequence[int] = range(3),
     *,
     part: str = "all",
     tuned: Mapping[str, Any] | None = None,
@@ -156,7 +167,7 @@ def figure1(
     _check_scale(scale)
     if part not in ("all", "main"):
         raise ValueError(f"part must be 'all' or 'main', got {part!r}")
-    cells = (tuned or _committed())["cells"]
+    cells = (_committed() if tuned is None else tuned)["cells"]
     return [
         _run("figure1", panel, policy, seed, **cells[panel][policy])
         for panel in (_LR_SCHEDULES if part == "all" else _MAIN_PANELS)
@@ -165,7 +176,7 @@ def figure1(
     ]
 
 
-def figure1_tuning(scale: str = "quick", seeds: Iterable[int] = _TUNING_SEEDS) -> list[Run]:
+def figure1_tuning(scale: str = "quick", seeds: Sequence[int] = _TUNING_SEEDS) -> list[Run]:
     """The runs from which `choose_lr` chooses the lr of every cell of `figure1`.
 
     >>> len(figure1_tuning())
@@ -192,14 +203,23 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
     Returns:
         The rule, the cells (panel -> policy -> lr and batch size) and the mean validation accuracy
         of every candidate (None where it is ruled out).
+
+    Raises:
+        ValueError: a record is not of `figure1_tuning`, or a cell has no lr that is not ruled out.
     """
-    scores: dict[str, dict[_Candidate, float]] = {}
+    measured: dict[str, dict[_Candidate, list[float]]] = {}
     for record in records:
+        if record.experiment != "figure1-tuning":
+            raise ValueError(f"records must be of figure1-tuning, got the run in {record.folder}")
         policy, lr = record.label.split(" lr ")
         candidate = _Candidate(policy, record.plan.at(0).batch_size, float(lr))
-        found = scores.setdefault(record.panel, {})
         score = record.rows[-1]["validation_accuracy"] if record.status == "finished" else -math.inf
-        found[candidate] = found.get(candidate, 0.0) + score / len(_TUNING_SEEDS)
+        measured.setdefault(record.panel, {}).setdefault(candidate, []).append(score)
+    # Rounded, so that a tie is a tie in whatever order its terms were added.
+    scores = {
+        panel: {candidate: round(fmean(of), 6) for candidate, of in found.items()}
+        for panel, found in measured.items()
+    }
     constants = [f"constant {size}" for size in _CONSTANTS]
     cells = {
         panel: {
@@ -217,7 +237,7 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
             "panel": panel,
             "policy": candidate.policy,
             "lr": candidate.lr,
-            "validation_accuracy": round(score, 3) if math.isfinite(score) else None,
+            "validation_accuracy": score if math.isfinite(score) else None,
         }
         for panel, found in scores.items()
         for candidate, score in found.items()
@@ -232,7 +252,9 @@ class _Candidate(NamedTuple):
 
 
 def _best(scores: Mapping[_Candidate, float], policies: Sequence[str]) -> dict[str, Any]:
-    candidates = [candidate for candidate in scores if candidate.policy in policies]
+    candidates = [c for c in scores if c.policy in policies and math.isfinite(scores[c])]
+    if not candidates:
+        raise ValueError(f"policy {policies[0]} has no lr at which all its runs finished")
     best = min(candidates, key=lambda c: (-scores[c], c.lr, c.batch_size))
     return {"lr": best.lr, "batch_size": best.batch_size}
 
@@ -302,10 +324,8 @@ def from_file(path: Path) -> list[Run]:
         if key not in content:
             raise ValueError(f"{path}: {key} is missing; tasks are {', '.join(TASKS)}")
     seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(_is_seed(seed) for seed in seeds):
-        raise ValueError(f"{path}: seeds must be a list of integers >= 0, got {seeds!r}")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{path}: seeds must be different, got {seeds!r}")
+    if not isinstance(seeds, list) or not seeds or any(seeds.count(seed) > 1 for seed in seeds):
+        raise ValueError(f"{path}: seeds must be a list of different integers, got {seeds!r}")
     tables = {key: content.get(key, {}) for key in ("plan", "optimizer")}
     for key, table in tables.items():
         if not isinstance(table, dict):
@@ -316,6 +336,10 @@ def from_file(path: Path) -> list[Run]:
     try:
         plan = Plan.from_dict(tables["plan"])
         kind = tables["optimizer"].pop("kind", "QHM")
+        options = tuple(
+            (key, tuple(value) if isinstance(value, list) else value)
+            for key, value in sorted(tables["optimizer"].items())
+        )
         return [
             Run(
                 label=content.get("label", path.stem),
@@ -326,10 +350,7 @@ def from_file(path: Path) -> list[Run]:
                 experiment=path.stem,
                 model=content.get("model", ""),
                 optimizer=kind,
-                options=tuple(
-                    (key, tuple(value) if isinstance(value, list) else value)
-                    for key, value in sorted(tables["optimizer"].items())
-                ),
+                options=options,
             )
             for seed in seeds
         ]
@@ -358,7 +379,3 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
-
-
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

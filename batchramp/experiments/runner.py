@@ -4,7 +4,9 @@ A run's folder is the queue's memory: finished runs are not run again, interrupt
 their last epoch, and a lock on the folder keeps two runners from the same run.
 """
 
+import contextlib
 import functools
+import inspect
 import multiprocessing
 import os
 import sys
@@ -63,8 +65,8 @@ def run_all(
         How they ended. A run that fails is recorded with its error, and the rest go on.
 
     Raises:
-        ValueError: jobs below 1, two runs of one folder, or a folder that holds another run: before
-            anything is started.
+        ValueError: jobs below 1, two runs of one folder, an optimizer that does not fit its plan or
+            its options, or a folder that holds another run: before anything is started.
     """
     jobs = default_jobs() if jobs is None else jobs
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
@@ -74,12 +76,14 @@ def run_all(
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise ValueError(f"runs must have different folders, got {twice} twice: give them labels")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    for kind in {(run.plan, run.optimizer, run.options): run for run in runs}.values():
+        _check_optimizer(kind)
     statuses = {run: _status(run, out) for run in runs}
+    out.mkdir(parents=True, exist_ok=True)
     for run, status in statuses.items():
-        if on_end is not None and status in _ENDED:
+        if on_end is not None and status in store.ENDED:
             on_end(run, status)
-    waiting = [run for run in runs if statuses[run] not in _ENDED]
+    waiting = [run for run in runs if statuses[run] not in store.ENDED]
     waiting.sort(key=_work, reverse=True)
     errors: list[tuple[Run, str]] = []
     context = _context()
@@ -92,7 +96,7 @@ def run_all(
                 if _taken(out / run.folder):
                     continue
                 waiting.remove(run)
-                if (status := _status(run, out)) in _ENDED:  # by another runner, meanwhile
+                if (status := _status(run, out)) in store.ENDED:  # by another runner, meanwhile
                     statuses[run] = status
                     if on_end is not None:
                         on_end(run, status)
@@ -133,9 +137,6 @@ def run_all(
     return Outcome(tuple(statuses[run] for run in runs), tuple(errors))
 
 
-_ENDED = ("finished", "diverged", "collapsed")
-
-
 def _work(run: Run) -> int:
     from batchramp.experiments.tasks import training_samples
 
@@ -171,19 +172,19 @@ def _context() -> Any:
 def _receive(connection: Connection, process: Any) -> tuple[str, Any]:
     try:
         return connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # OSError: killed in the middle of a word
         process.join()
         return "failed", f"its process ended without a word, with exit code {process.exitcode}"
 
 
 def _child(run: Run, folder: Path, connection: Connection) -> None:
-    import torch
-
-    from batchramp.experiments import tasks
-    from batchramp.training import fit
-
-    torch.set_num_threads(1)
     try:
+        import torch
+
+        from batchramp.experiments import tasks
+        from batchramp.training import fit
+
+        torch.set_num_threads(1)
         result = fit(
             tasks.load(run.task, run.model),
             run.plan,
@@ -213,10 +214,25 @@ def _optimizer(run: Run) -> Callable[..., Any]:
     return functools.partial(make, **dict(run.options)) if run.options else make
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    from batchramp.training import identity
+def _check_optimizer(run: Run) -> None:
+    """Refuses now what the child would find out later."""
+    import torch
 
-    return identity(
+    from batchramp.training import scheduled
+
+    make = _optimizer(run)
+    allowed = list(inspect.signature(getattr(make, "func", make)).parameters)[1:]
+    for name, _ in run.options:
+        if name not in allowed:
+            raise ValueError(
+                f"optimizer.{name} is not an option of {run.optimizer}: allowed are "
+                f"{', '.join(allowed)}"
+            )
+    scheduled(make, [torch.zeros(1, requires_grad=True)], run.plan)
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return store.identity(
         task=run.task,
         model=run.model,
         optimizer=_optimizer(run),
@@ -229,9 +245,9 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _record_failure(run: Run, folder: Path, error: str) -> None:
-    try:
+    # What cannot be recorded still stands in the outcome: the folder itself may be what failed, or
+    # another runner may have taken it up.
+    with contextlib.suppress(OSError, ValueError), store.lock(folder):
         if store.existing(folder, _identity(run), resume=True) is None:
             store.create(folder, _identity(run), {})
         store.finish(folder, "failed", error)
-    except (OSError, ValueError):
-        pass  # the folder itself is what failed; the outcome and the exit status still say so

@@ -1,8 +1,10 @@
 """Tasks by name: data, model and loss."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from batchramp.task import Task
+if TYPE_CHECKING:
+    from batchramp.task import Task
 
 __all__ = ["MODELS", "TASKS", "load", "training_samples"]
 
@@ -27,7 +29,7 @@ def training_samples(name: str) -> int:
     return TASKS[name]
 
 
-def load(name: str, model: str = "") -> Task:
+def load(name: str, model: str = "") -> "Task":
     """The task of that name.
 
     Args:
@@ -46,6 +48,7 @@ def load(name: str, model: str = "") -> Task:
     import torch
 
     from batchramp import data, models
+    from batchramp.task import Task
 
     images = data.fashion_mini() if name == "fashion-mini" else data.fashion_mnist()
     make: dict[str, Callable[[], torch.nn.Module]] = {"mlp": models.MLP, "cnn": models.SmallCNN}
@@ -60,9 +63,10 @@ def load(name: str, model: str = "") -> Task:
     )
 
 
-def _quadratic() -> Task:
+def _quadratic() -> "Task":
     from batchramp.data import quadratic
     from batchramp.models import Quadratic
+    from batchramp.task import Task
 
     z, x0, _ = quadratic()
     return Task(
