@@ -1,157 +1,341 @@
-import math
+import dataclasses
+import os
 import re
-from pathlib import Path
+import subprocess
+import sys
+from html.parser import HTMLParser
 
 import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from test_report_runs import ENDS, figure1, run, write_runs
 
-from batchramp import report, store
+from batchramp import report
 from batchramp.plan import Plan
-from batchramp.schedules import (
-    Constant,
-    Cosine,
-    Exponential,
-    InverseSqrt,
-    Polynomial,
-    Product,
-    StepDecay,
-)
-from batchramp.store import Record
+from batchramp.report import page
+from batchramp.report.cells import studies
+from batchramp.report.figures import AXES, METRICS, draw, styles, svg
+from batchramp.report.page import render
+from batchramp.schedules import Linear
 
-N = 800
-LRS = {
-    "constant": Constant,
-    "inverse-sqrt": InverseSqrt,
-    "cosine": Cosine,
-    "polynomial": lambda lr: Polynomial(lr, power=2),
-}
-ENVIRONMENT = {
-    "threads": 2,
-    "versions": {"batchramp": "0.1.0", "python": "3.11.7"},
-    "machine": {"system": "Linux", "cpus": 2},
-}
+SMALL = {"seeds": 2, "panels": ("cosine",), "labels": ("increasing", "small")}
 
 
-def plan_of(label, panel, epochs=12, lr=0.1):
-    every = max(epochs // 4, 1)
-    schedule = LRS.get(panel, Constant)(lr)
-    size = {"equal-steps": 32, "best-constant": 16, "large": 64}.get(label, 8)
-    if label == "increasing":
-        return Plan(epochs=epochs, batch_size=Exponential(8, factor=2, every=every), lr=schedule)
-    if label == "lr-decay-twin":
-        schedule = Product(schedule, StepDecay(1, factor=0.5, every=every))
-    return Plan(epochs=epochs, batch_size=size, lr=schedule)
+@pytest.fixture
+def drawn():
+    """Asked for by the tests that look at drawings in the page."""
 
 
-def run(
-    label="increasing",
-    panel="constant",
-    seed=0,
-    *,
-    epochs=12,
-    norm=0.05,
-    accuracy=70.0,
-    status="finished",
-    rows=None,
-    plan=None,
-    initial=True,
-    noise=0.02,
-    **identity,
-):
-    """A run as it could be: it ends near ``norm`` and ``accuracy``, the seed moves it a little.
-
-    Norm and accuracy jump where the plan's batch grows.
-    """
-    plan = plan or plan_of(label, panel, epochs)
-    rng = np.random.default_rng([seed, *(ord(c) for c in label + panel)])
-    shift = noise * rng.standard_normal()
-    kept, steps, least, at_least = [], 0, 2.0, 2.3
-    growths = [m for m in range(1, plan.length)
-               if plan.at(m).batch_size > plan.at(m - 1).batch_size]  # fmt: skip
-    for epoch in range(plan.length if rows is None else rows):
-        t = (epoch + 1) / plan.length
-        if growths:
-            t = 0.5 * t + 0.5 * sum(m <= epoch for m in growths) / len(growths)
-        value = 2.0 * (norm / 2.0) ** t * math.exp(shift * t + 0.3 * noise * rng.standard_normal())
-        loss = 2.3 * (0.1 / 2.3) ** t * math.exp(shift * t)
-        if status == "collapsed" and epoch > 2:
-            value, loss = 0.0003, 2.31
-        if status == "diverged" and epoch > 2:
-            value = loss = math.nan
-        if value < least:
-            least, at_least = value, loss
-        steps += math.ceil(N / plan.at(epoch).batch_size)
-        percent = 10 + (accuracy - 10) * (1 - 0.02**t) / 0.98 + 10 * shift * t
-        if status == "collapsed" and epoch > 2:
-            percent = 10.0
-        values = plan.at(epoch)
-        numbers = {
-            "epoch": epoch, "steps": steps, "samples": N * (epoch + 1),
-            "seconds": steps * 0.002 + epoch * 0.05, "batch_size": values.batch_size,
-            "lr": values.lr, "beta": values.beta, "gamma": values.gamma,
-            "train_loss": loss, "train_accuracy": percent + 5, "validation_loss": loss * 1.1,
-            "validation_accuracy": percent + 0.2, "test_loss": loss * 1.2,
-            "test_accuracy": percent, "full_gradient_norm": value,
-            "min_full_gradient_norm": least, "loss_at_min_norm": at_least,
-            "at_chance": status == "collapsed" and epoch > 2,
-        }  # fmt: skip
-        kept.append({k: None if v != v else v for k, v in numbers.items()})
-    start = {
-        "train_loss": 2.3, "train_accuracy": 10.0, "validation_loss": 2.3,
-        "validation_accuracy": 10.0, "test_loss": 2.3, "test_accuracy": 10.0,
-        "full_gradient_norm": 2.0,
-    }  # fmt: skip
-    return Record(
-        **{
-            "folder": Path(f"{panel}-{label}-{seed}"), "label": label, "panel": panel,
-            "experiment": "figure1", "task": "digits", "model": "cnn", "optimizer": "qhm",
-            "plan": plan, "seed": seed, "status": status,
-            "error": "out of memory" if status == "failed" else None,
-            "initial": start if initial else {}, "rows": kept, "environment": ENVIRONMENT,
-            **identity,
-        }
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Writing drawings takes most of a page's time; all other tests go without."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page, "svg", lambda figure: b"")
 
 
-# What each policy ends at: norm and accuracy.
-ENDS = {
-    "increasing": (0.02, 73.0),
-    "small": (0.05, 71.5),
-    "equal-steps": (0.04, 71.0),
-    "best-constant": (0.03, 72.4),
-    "large": (0.6, 64.0),
-    "lr-decay-twin": (0.021, 73.1),
-}
+class Page(HTMLParser):
+    """What a reader sees: texts outside style, tables, and whether every tag is closed."""
+
+    VOID = ("meta", "input", "img", "line", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts, self.bold = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append((tag, dict(attrs)))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] != "style":
+            self.texts.append(data)
+            if self.open[-1][1].get("class") == "best":
+                self.bold.append(data)
+
+    @property
+    def text(self):
+        """With plain spaces."""
+        return " ".join(" ".join(self.texts).replace("\u00a0", " ").split())
 
 
-def figure1(seeds=3, panels=("constant", "cosine"), labels=tuple(ENDS), ends=ENDS, **settings):
-    return [
-        run(label, panel, seed, norm=ends[label][0], accuracy=ends[label][1], **settings)
-        for panel in panels
-        for label in labels
-        for seed in range(seeds)
-    ]
+def headline(records):
+    text = Page(render(records)).text
+    return text[: text.index("Means [least, greatest]")]
 
 
-def write_runs(folder, records):
-    """The records as run folders, through the store."""
-    for i, record in enumerate(records):
-        at = folder / f"{i:03}"
-        identity = {
-            name: getattr(record, name)
-            for name in ("label", "panel", "experiment", "task", "model", "optimizer", "seed")
-        }
-        store.create(at, {**identity, "plan": record.plan.to_dict()}, record.initial)
-        for row in record.rows:
-            store.append_row(at, row)
-        if record.status != "running":
-            store.finish(at, record.status, record.error)
+def nulled(record, *words):
+    """The record without the columns that have one of the words in their name."""
+    rows = [{k: None if any(w in k for w in words) else v for k, v in r.items()}
+            for r in record.rows]  # fmt: skip
+    kept = {k: v for k, v in record.initial.items() if not any(w in k for w in words)}
+    return dataclasses.replace(record, rows=rows, initial=kept)
 
 
-def test_writes_one_page_that_loads_nothing(tmp_path):
-    write_runs(tmp_path, figure1(seeds=1, labels=("increasing", "small"), panels=("cosine",)))
-    page = report.write(tmp_path)
-    text = page.read_text()
-    assert page == tmp_path / "report.html"
+# ------------------------------------------------------------------------------------ the file
+
+
+def test_writes_one_page_that_loads_nothing(tmp_path, drawn):
+    write_runs(tmp_path, figure1(**SMALL))
+    path = report.write(tmp_path)
+    text = path.read_text()
+    assert path == tmp_path / "report.html"
     assert not re.findall(r"https?:|<script|<link|@import|url\(", text)
     assert set(re.findall(r'(?:src|href)="(.{5})', text)) == {"data:"}
     assert list(tmp_path.glob(".*")) == []
+    assert report.write(tmp_path).read_text() == text  # it does not read itself, nor the clock
+
+
+def test_writes_elsewhere_and_replaces_whole(tmp_path, monkeypatch):
+    write_runs(tmp_path / "runs", [run(rows=2, epochs=2)])
+    out = tmp_path / "page.html"
+    out.write_text("old")
+
+    def refuse(*_):
+        assert out.read_text() == "old"
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match="no space"):
+            report.write(tmp_path / "runs", out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "runs"]
+    assert report.write(str(tmp_path / "runs"), str(out)) == out
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_refusals_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        report.write(tmp_path / "none")
+    with pytest.raises(ValueError, match="no run"):
+        report.write(tmp_path)
+    write_runs(tmp_path, [run(rows=2, epochs=2)])
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        with pytest.raises(ValueError, match=r"^out must be"):
+            report.write(tmp_path, out)
+    (tmp_path / "000" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged") as caught:
+        report.write(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_needs_no_torch():
+    code = "import batchramp.report, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_thirty_runs_are_below_five_megabytes(drawn):
+    records = figure1(1, ("cosine",), epochs=300)  # a quarter of the figures that there can be
+    assert len(render(records).encode()) < 5e6 / 4
+
+
+def test_what_comes_from_files_is_text():
+    evil = "<script>alert('x')</script>"
+    records = [
+        run(evil, f"<img src=x onerror=1>{n}", 0, experiment=evil, task="<b>", model="\"><i>",
+            status=status, error="<iframe src=//x>", environment={"machine": {"<u>": evil}})
+        for n, status in enumerate(("finished", "failed"))
+    ]  # fmt: skip
+    seen = Page(render(records))
+    assert not {"script", "iframe", "b", "i", "u"} & set(seen.tags)
+    assert seen.text.count(evil) > 4
+    assert "<img src=x onerror=1>0" in seen.text
+    assert "<iframe src=//x>" in seen.text
+
+
+# ---------------------------------------------------------------------------------- what it says
+
+
+def test_the_headline_follows_the_rows():
+    swapped = {**ENDS, "increasing": ENDS["small"], "small": ENDS["increasing"]}
+    labels = ("increasing", "small", "large")
+    now, then = (headline(figure1(2, ("cosine",), labels, e)) for e in (ENDS, swapped))
+    assert re.search(
+        r"Highest test accuracy: increasing \(8 → 64\) with 7[23]\.\d % in 564 steps", now
+    )
+    assert re.search(r"Lowest minimum norm: increasing .* next small", now)
+    assert re.search(
+        r"Highest test accuracy: small \(b = 8\) with 7[23]\.\d % in 1,200 steps", then
+    )
+    assert re.search(r"Lowest minimum norm: small .* next increasing", then)
+
+
+def test_the_twin_is_compared_in_the_headline():
+    text = headline(figure1(2, ("cosine",), ("increasing", "lr-decay-twin")))
+    assert re.search(
+        r"Compared with lr-decay-twin \(b = 8\), increasing .* 47 % of its steps", text
+    )
+
+
+def test_a_collapsed_policy_never_wins():
+    records = [run("increasing", "cosine", s, status="collapsed") for s in (0, 1)]
+    records += figure1(2, ("cosine",), ("small", "large"))
+    assert "increasing" not in headline(records).replace("increasing (8 → 64) ended", "")
+    seen = Page(render(records))
+    assert "0.0003" not in " ".join(seen.bold)
+    assert any(b.startswith(("0.05", "0.04")) for b in seen.bold)
+    assert "2 of 2 collapsed (ended at test accuracy 10.0 %, norm 0.000300" in seen.text
+
+
+def test_one_collapsed_seed_keeps_the_rest_and_never_wins():
+    records = figure1(3, ("cosine",), ("increasing", "small", "large"))
+    records[0] = run("increasing", "cosine", 0, status="collapsed")
+    text = Page(render(records)).text
+    assert "increasing" not in headline(records)
+    assert "1 of 3 collapsed" in text
+    assert "the numbers are those of the 2 that finished" in text
+    assert "2 of 3" in text
+
+
+def test_a_finished_run_at_chance_is_no_result():
+    records = figure1(2, ("cosine",), ("increasing", "small", "large"))
+    for i in (0, 1):
+        rows = [*records[i].rows[:-1], {**records[i].rows[-1], "at_chance": True}]
+        records[i] = dataclasses.replace(records[i], rows=rows)
+    assert "increasing" not in headline(records)
+    assert "2 of 2 at chance at the end" in Page(render(records)).text
+
+
+def test_half_written_folders_are_listed_with_their_state(tmp_path):
+    records = [
+        run("increasing", "cosine", 0, status="running", rows=0),
+        run("increasing", "cosine", 1, status="running", rows=5),
+        run("small", "cosine", 0, status="failed", rows=1),
+        run("small", "cosine", 1, status="diverged"),
+        run("large", "cosine", 0, status="collapsed"),
+    ]
+    write_runs(tmp_path, records)
+    text = Page(report.write(tmp_path).read_text()).text
+    assert "No policy has finished without a collapsed or diverged run." in text
+    for said in ("running 0 of 12 epochs", "running 5 of 12 epochs", "failed 1 of 12 epochs",
+                 "out of memory", "diverged 12 of 12", "collapsed 12 of 12"):  # fmt: skip
+        assert said in text
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_folder_without_any_row_makes_a_page(status):
+    text = Page(render([run(status=status, rows=0)])).text
+    assert "No run has an epoch to draw yet." in text
+    assert f"{status} 0 of 12 epochs" in text
+
+
+def test_a_task_without_accuracy_has_no_such_figure():
+    records = [nulled(r, "accuracy", "test", "validation") for r in figure1(**SMALL)]
+    text = Page(render(records)).text
+    assert "Running minimum of the full-gradient norm" in text
+    assert "test accuracy" not in text.lower().split("the paper’s claims")[0].split("numbers")[0]
+    assert "Samples to a validation accuracy" not in text
+
+
+def test_a_single_run_without_a_label():
+    plan = Plan(steps=900, batch_size=Linear(8, 1), lr=None)
+    record = run("", "", 3, experiment="", plan=Plan(epochs=12, batch_size=8))
+    text = Page(render([record])).text
+    assert "Test accuracy: b = 8 with" in text
+    assert "No two policies were run that a claim compares." in text
+    assert (
+        "–" in Page(render([dataclasses.replace(record, plan=plan)])).text or plan.unit == "steps"
+    )
+
+
+def test_plans_that_differ_under_one_label_are_told_apart():
+    records = [run("mine", "", s, plan=Plan(epochs=12, batch_size=8, lr=lr))
+               for lr in (0.1, 0.5) for s in (0, 1)]  # fmt: skip
+    text = Page(render(records)).text
+    assert "mine, lr 0.1 (b = 8)" in text
+    assert "mine, lr 0.5 (b = 8)" in text
+    assert len(studies(records)[0].cells) == 2
+
+
+def test_a_seed_that_occurs_twice_counts_once():
+    first = run("mine", "", 0, accuracy=70.0)
+    again = dataclasses.replace(run("mine", "", 0, accuracy=90.0), folder=first.folder / "again")
+    text = Page(render([first, again])).text
+    assert "Left out, because an earlier folder has the same plan" in text
+    assert "90." not in text
+
+
+def test_labels_in_natural_order():
+    records = [run(f"constant {b}", plan=Plan(epochs=12, batch_size=b)) for b in (16, 8, 128)]
+    records.append(run("increasing"))
+    names = [cell.label for cell in studies(records)[0].cells]
+    assert names == ["increasing", "constant 8", "constant 16", "constant 128"]
+
+
+def test_the_page_says_under_what_conditions():
+    text = Page(render(figure1(3))).text
+    for said in ("clean training set, network in eval mode", "initial weights and the permutations",
+                 "test set is read at the last epoch", "3: 0, 1 and 2", "threads 2",
+                 "system Linux, cpus 2", "python 3.11.7", "12 epochs"):  # fmt: skip
+        assert said in text
+
+
+def test_every_axis_has_its_tab_and_its_figures():
+    text = render(figure1(**SMALL))
+    for axis in AXES:
+        assert f'id="by-{axis}"' in text
+        assert text.count(f'<figure class="curve {axis}">') == len(METRICS)
+        assert f"#by-{axis}:checked ~ .sections .curve:not(.{axis})" in text
+    assert text.count(" checked>") == 1
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+def lines(cells, metric=METRICS[1], axis="epochs"):
+    axes = draw(cells, metric, axis, styles([c.line for c in cells])).axes[0]
+    return axes, [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) > 2]
+
+
+def test_a_line_is_the_mean_and_its_band_the_range():
+    records = figure1(3, ("cosine",), ("small",), noise=0.1)
+    records.append(run("small", "cosine", 3, status="collapsed"))  # enters neither
+    axes, drawn = lines(studies(records)[0].cells)
+    norms = np.array([[2.0] + [r["min_full_gradient_norm"] for r in x.rows] for x in records[:3]])
+    np.testing.assert_allclose(drawn[0].get_ydata(), norms.mean(axis=0))
+    np.testing.assert_allclose(drawn[0].get_xdata(), range(13))
+    corners = axes.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
+    np.testing.assert_allclose(corners, [norms.min(), norms.max()])
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("axis", ["steps", "samples", "seconds"])
+def test_axes_are_those_of_the_rows(axis):
+    record = run("small", "cosine")
+    _, drawn = lines(studies([record])[0].cells, METRICS[0], axis)
+    assert list(drawn[0].get_xdata()) == [0.0, *(row[axis] for row in record.rows)]
+
+
+def test_marks_stand_where_the_batch_grows():
+    cells = studies(figure1(**SMALL))[0].cells
+    axes, _ = lines(cells)
+    marks = [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) == 2]
+    assert sorted(line.get_xdata()[0] for line in marks) == [3, 6, 9]
+    colour = styles(["increasing", "small"])["increasing"].colour
+    assert {to_hex(line.get_color()) for line in marks} == {colour}
+
+
+def test_a_label_looks_the_same_everywhere_and_unlike_the_others():
+    many = [*ENDS, *(f"mine {i}" for i in range(7))]
+    chosen = styles(many)
+    assert len({(s.colour, s.dash) for s in chosen.values()}) == len(many)
+    for label in ENDS:
+        assert styles([label])[label] == chosen[label]
+    strangers = styles([f"x{i}" for i in range(35)])
+    assert len({(s.colour, s.dash) for s in strangers.values()}) == 35
+
+
+def test_a_figure_is_the_same_bytes_each_time_and_holds_no_text_of_a_file():
+    cells = studies([run("$\\bad{", "cosine")])[0].cells
+    first, second = (svg(draw(cells, METRICS[0], "epochs", styles([cells[0].line]))) for _ in "ab")
+    assert first == second
+    assert b"bad" not in first

@@ -6,6 +6,7 @@ study is what may be compared: cells of one experiment, task and model.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,7 +16,7 @@ from batchramp.store import Record
 
 __all__ = ["Cell", "Study", "studies"]
 
-# In the order in which they are shown; what is not named here follows in alphabetical order.
+# In the order in which they are shown; what is not named here follows by its name.
 ROLES = ("increasing", "small", "equal-steps", "best-constant", "large", "lr-decay-twin")
 PANELS = ("constant", "inverse-sqrt", "inverse", "cosine", "polynomial")
 
@@ -179,12 +180,18 @@ def _study(experiment: str, task: str, model: str, records: list[Record]) -> Stu
                     seeds[record.seed] = record
             members = tuple(seeds[seed] for seed in sorted(seeds))
             cells.append(Cell(panel, label, name, members))
-    cells.sort(key=lambda c: (*_order(c.panel, PANELS), *_order(c.label, ROLES), c.variant))
+    cells.sort(key=lambda c: (_order(c.panel, PANELS), _order(c.label, ROLES), _natural(c.variant)))
     return Study(experiment, task, model, tuple(cells), tuple(repeated))
 
 
-def _order(name: str, known: Sequence[str]) -> tuple[int, str]:
-    return (known.index(name) if name in known else len(known), name)
+def _order(name: str, known: Sequence[str]) -> tuple[Any, ...]:
+    return (known.index(name) if name in known else len(known), _natural(name))
+
+
+def _natural(name: str) -> list[tuple[bool, float, str]]:
+    """Numbers in a name count as numbers: "constant 8" before "constant 16"."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(i % 2 == 1, float(p) if i % 2 else 0.0, p) for i, p in enumerate(parts)]
 
 
 def _variant_names(records: Sequence[Record]) -> list[str]:

@@ -109,7 +109,7 @@ class Comparison:
             )
         ]
         size = effect_size(self.differences)
-        effect = f"; effect size d {signed(size)}" if math.isfinite(size) else ""
+        effect = f"; effect size d = {abs(size):.2g}" if math.isfinite(size) else ""
         text = "; ".join(parts) + effect
         return text[:1].upper() + text[1:]
 

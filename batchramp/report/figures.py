@@ -6,6 +6,7 @@ a drawing: titles and legends stand beside it, in the page.
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -107,11 +108,15 @@ def styles(lines: Sequence[str]) -> dict[str, Style]:
     """
     chosen = {line: _ROLE_STYLES[line] for line in lines if line in _ROLE_STYLES}
     taken = {style.colour for style in chosen.values()}
-    free = [c for c in _COLOURS if c not in taken] or list(_COLOURS)
+    pairs = [(colour, dash) for dash in _DASHES for colour in _COLOURS]
+    used = {(style.colour, style.dash) for style in chosen.values()}
+    # New colours first, then those of the roles in another dash.
+    free = sorted(
+        (p for p in pairs if p not in used), key=lambda p: (_DASHES.index(p[1]), p[0] in taken)
+    )
     others = [line for line in dict.fromkeys(lines) if line not in chosen]
     for i, line in enumerate(others):
-        dash = _DASHES[i // len(free) % len(_DASHES)]
-        chosen[line] = Style(free[i % len(free)], dash)
+        chosen[line] = Style(*free[i % len(free)])
     return chosen
 
 
@@ -198,7 +203,8 @@ def svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batchramp"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    # Hundredths of a point are finer than any screen, and halve the page.
+    return re.sub(rb"(\d\.\d\d)\d+", rb"\1", out.getvalue())
 
 
 # ------------------------------------------------------------------------------------------- parts

@@ -30,6 +30,7 @@ from batchramp.report.cells import (
     studies,
 )
 from batchramp.report.claims import (
+    SILENT,
     judge,
     steps_sentence,
 )
@@ -92,11 +93,14 @@ def render(records: Sequence[Record]) -> str:
     environment.filters["tidy"] = _tidy
     template = resources.files("batchramp.report").joinpath("page.html.j2").read_text("utf-8")
     found = studies(records)
+    judgement = judge(records)
     return environment.from_string(template).render(
         title=listed(list(dict.fromkeys(s.experiment or s.task for s in found))) or "no runs",
         facts=_facts(records),
         sections=[_section(study) for study in found],
-        judgement=judge(records),
+        judgement=judgement,
+        spoken=[c for c in judgement.claims if c.verdict != SILENT],
+        silent=[c for c in judgement.claims if c.verdict == SILENT],
         axes=AXES,
         unfinished=_unfinished(found),
         runs=len(records),
@@ -242,8 +246,10 @@ def _leader(
         return ""
     parts = []
     for mean, cell in ranked[:2]:
+        beside = cell.values(last("loss_at_min_norm")) if column == NORM else []
+        loss = f" (train loss {number(fmean(beside))})" if beside else ""
         steps = count(fmean(cell.values(last("steps"))))
-        parts.append(f"{cell.name} {text(mean)} in {steps} steps")
+        parts.append(f"{cell.name} with {text(mean)}{loss} in {steps} steps")
     if len(parts) == 1:
         return f"{_capital(name)}: {parts[0]}."
     return f"{'Highest' if high else 'Lowest'} {name}: {parts[0]}; next {parts[1]}."

@@ -115,7 +115,7 @@ def compare_thresholds(
         ratios = [math.exp(-x) for x in d]
         sentence += f"; samples needed: {spread(ratios, ratio)} times as many"
     untested = why_untested(ours, theirs, [])
-    if not untested and ((fewer and more) or without):
+    if not untested and (fewer or alone) and (more or without):
         untested = "which of them is first depends on the threshold"
     return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
                       obstacle=untested)  # fmt: skip
