@@ -1,7 +1,8 @@
 """Applies a Plan to the param groups of any optimizer. Holds one integer and no formula."""
 
+import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, final
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from batchramp.plan import HYPERPARAMETERS, Plan
-from batchramp.schedules import as_count, as_number
 
 __all__ = ["ParamScheduler"]
 
@@ -94,14 +94,15 @@ class ParamScheduler(LRScheduler):
         Args:
             epoch: 0 <= epoch <= the Plan's length; there, the values of the last tick are kept.
         """
-        epoch = as_count(epoch, "epoch", 0)
+        if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
+            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
         if epoch > self.plan.length:
             raise ValueError(
                 f"the plan ends after {self.plan.length} {self.plan.unit}, got {epoch}: step() was "
                 "called too often, or another plan was meant"
             )
         self._check_new_groups()
-        self.last_epoch = epoch
+        self.last_epoch = epoch = int(epoch)
         self._write()
         if self.sampler is not None and self.sampler.epoch != epoch:
             self.sampler.set_epoch(epoch)
@@ -230,8 +231,12 @@ def _check_number(name: str, field: str, group: Mapping[str, Any]) -> None:
     if not one or isinstance(value, bool):
         shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"{name} must go to a single number, but {field!r} is {shown}")
-    if _scaled(name, group):
-        as_number(group["lr_scale"], "lr_scale", "a finite number >= 0", lambda scale: scale >= 0)
+    if not _scaled(name, group):
+        return
+    scale = group["lr_scale"]
+    number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"lr_scale must be a finite number >= 0, got {scale!r}")
 
 
 def _scaled(name: str, group: Mapping[str, Any]) -> bool:

@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sized
 from itertools import accumulate
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, final
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from batchramp.plan import Plan
-from batchramp.schedules import as_count
 
 __all__ = ["ScheduledBatchSampler"]
 
@@ -206,15 +205,14 @@ class ScheduledBatchSampler(Sampler[list[int]]):
 
 
 def _length(dataset_or_n: Any) -> int:
-    if isinstance(dataset_or_n, Integral):
-        return as_count(dataset_or_n, "dataset_or_n")
-    try:
-        n = len(dataset_or_n)
-    except TypeError:
-        raise ValueError(
-            "dataset_or_n must be an integer >= 1 or a data set with a length, got "
-            f"{dataset_or_n if isinstance(dataset_or_n, float) else type(dataset_or_n).__name__}"
-        ) from None
-    if n < 1:
-        raise ValueError("dataset_or_n must have at least 1 sample, got an empty data set")
-    return n
+    n = dataset_or_n
+    if not isinstance(n, Real):
+        try:
+            n = len(dataset_or_n)
+        except TypeError:
+            n = type(dataset_or_n).__name__
+    if isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1:
+        return int(n)
+    raise ValueError(
+        f"dataset_or_n must be a number of samples >= 1 or a data set of such a length, got {n}"
+    )
