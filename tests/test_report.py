@@ -339,3 +339,12 @@ def test_a_figure_is_the_same_bytes_each_time_and_holds_no_text_of_a_file():
     first, second = (svg(draw(cells, METRICS[0], "epochs", styles([cells[0].line]))) for _ in "ab")
     assert first == second
     assert b"bad" not in first
+
+
+@pytest.mark.parametrize(
+    ("norm", "labels"), [(0.002, ["0.005", "0.01", "0.1"]), (2e-5, ["1e-4", "0.001", "0.1"])]
+)
+def test_small_numbers_at_an_axis_are_whole(norm, labels):
+    cells = studies([run("small", "cosine", norm=norm)])[0].cells
+    text = svg(draw(cells, METRICS[1], "epochs", styles(["small"]))).decode()
+    assert set(labels) <= set(re.findall(r"<text[^>]*>([^<]*)</text>", text))

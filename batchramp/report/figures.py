@@ -149,8 +149,8 @@ def draw(cells: Sequence[Cell], metric: Metric, axis: str, style: Mapping[str, S
     positive = [x for x in extent if x > 0]
     if axis in ("steps", "seconds") and positive and _spans_decades(cells, axis):
         axes.set_xscale("log")
-        _log_ticks(axes.xaxis)
         axes.set_xlim(min(positive) * 0.9, max(positive) * 1.15)
+        _log_ticks(axes.xaxis)
     elif positive:
         axes.set_xlim(0, max(extent) * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis != "seconds"))
@@ -204,7 +204,11 @@ def svg(figure: Figure) -> bytes:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batchramp"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     # Hundredths of a point are finer than any screen, and halve the page.
-    return re.sub(rb"(\d\.\d\d)\d+", rb"\1", out.getvalue())
+    return re.sub(rb' d="[^"]*"', _rounded, out.getvalue())
+
+
+def _rounded(path: re.Match[bytes]) -> bytes:
+    return re.sub(rb"(\d\.\d\d)\d+", rb"\1", path[0])
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -319,27 +323,20 @@ def _mark_growth(axes: Axes, cell: Cell, axis: str, look: Style) -> None:
 
 
 def _log_ticks(which: Any) -> None:
+    """Powers of ten, and between them as many more as there is room for."""
+    low, high = sorted(which.get_view_interval())
+    decades = math.log10(high / low) if low > 0 else 9
+    subs = (2, 3, 5, 7) if decades < 1.3 else (2, 5)
     which.set_major_locator(LogLocator(numticks=7))
-    which.set_minor_locator(LogLocator(subs=(2, 5), numticks=7))
+    which.set_minor_locator(LogLocator(subs=subs, numticks=7))
     which.set_major_formatter(FuncFormatter(_short))
-    # Within one or two decades the powers of ten alone would leave an axis without numbers.
-    which.set_minor_formatter(FuncFormatter(_Minor(which)))
-
-
-@final
-class _Minor:
-    """Labels of 2 and 5 between powers of ten, where there is room for them."""
-
-    def __init__(self, which: Any) -> None:
-        self.which = which
-
-    def __call__(self, value: float, position: int | None = None) -> str:
-        low, high = sorted(self.which.get_view_interval())
-        return _short(value) if low > 0 and high / low < 1000 else ""
+    which.set_minor_formatter(FuncFormatter(_short if decades < 3.4 else lambda *_: ""))
 
 
 def _short(value: float, position: int | None = None) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
     return setting(value)
