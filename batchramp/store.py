@@ -17,6 +17,7 @@ old file or the new one. Rows are appended and synced; a line torn by a crash is
 """
 
 import functools
+import io
 import json
 import math
 import os
@@ -286,8 +287,6 @@ def read_all(folder: Path) -> list[Record]:
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Replaces the run's checkpoint; ``state`` holds tensors, numbers, strings, lists, dicts."""
-    import io
-
     import torch
 
     buffer = io.BytesIO()
@@ -308,10 +307,9 @@ def load_checkpoint(record: Record) -> dict[str, Any] | None:
         if record.status in ENDED:
             raise ValueError(f"checkpoint {path} is missing, and the run has {record.status}")
         return None
+    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except OSError:
-        raise
+        state = torch.load(content, weights_only=True, map_location="cpu")
     except Exception as error:  # bytes that anybody may have written can fail in any way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"checkpoint {path} is damaged: {reason}") from None

@@ -36,7 +36,8 @@ class Fit:
 
     Attributes:
         status: "finished", "diverged" (a loss or norm that is not finite) or "collapsed" (a
-            classifier that did no better than a constant answer for three epochs); both stop early.
+            classifier that did no better than a constant answer for three epochs); both stop early,
+            but a classifier that started so is given all its epochs to leave.
         rows: one dict an epoch; its keys are `batchramp.store.COLUMNS`.
         initial: losses, accuracies and norm before the first step.
         model: the trained model.
@@ -127,10 +128,9 @@ def fit(
             least = _least([initial, *rows, measured])
             row = store.finite(
                 {
-                    "epoch": at.epoch,
-                    "steps": at.steps,
-                    "samples": at.samples,
-                    "seconds": at.seconds,
+                    **{
+                        name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")
+                    },
                     **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
                     **measured,
                     "min_full_gradient_norm": least["full_gradient_norm"],
@@ -141,7 +141,7 @@ def fit(
             at.epoch += 1
             sampler.set_epoch(at.epoch)
             if at.status == "running":
-                at.status = _status(rows, sampler.epochs)
+                at.status = _status(initial, rows, sampler.epochs)
             # Taken whether saved or not, so that saving changes no number: QHM folds the scales of
             # its fused buffers, which rounds.
             checkpoint = store.checkpoint(asdict(at), sampler, model, opt, task.device)
@@ -216,10 +216,12 @@ def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(rows, key=norm)
 
 
-def _status(rows: list[dict[str, Any]], epochs: int) -> str:
+def _status(initial: Mapping[str, Any], rows: list[dict[str, Any]], epochs: int) -> str:
     if None in (rows[-1]["train_loss"], rows[-1]["full_gradient_norm"]):
         return "diverged"
-    if sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE:
+    stuck = sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE
+    was_better = not all(row["at_chance"] for row in (initial, *rows))
+    if stuck and (was_better or len(rows) == epochs):
         return "collapsed"
     return "finished" if len(rows) == epochs else "running"
 
