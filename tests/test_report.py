@@ -189,8 +189,12 @@ def test_a_collapsed_policy_never_wins():
 def test_one_collapsed_seed_keeps_the_rest_and_never_wins():
     records = figure1(3, ("cosine",), ("increasing", "small", "large"))
     records[0] = run("increasing", "cosine", 0, status="collapsed")
-    text = Page(render(records)).text
+    seen = Page(render(records))
+    text = seen.text
     assert "increasing" not in headline(records)
+    assert len(seen.bold) >= 3
+    assert not any(b.startswith("0.020") or b.startswith("0.019") for b in seen.bold)
+    assert "0.020" in text or "0.019" in text
     assert "1 of 3 collapsed" in text
     assert "the numbers are those of the 2 that finished" in text
     assert "2 of 3" in text

@@ -139,8 +139,10 @@ def draw(cells: Sequence[Cell], metric: Metric, axis: str, style: Mapping[str, S
         extent.extend(x)
         heights = [min(heights[0], *y), max(heights[1], *y)] if len(y) else heights
     # A collapsed run's norm is decades below; it ends at the edge, and the others stay legible.
-    room = (heights[1] - heights[0]) / 3
+    room = (heights[1] - heights[0]) / 10
     edges = (heights[0] / 2, heights[1] * 2) if metric.log else (heights[0] - room, math.inf)
+    if not metric.log and room > 0:
+        axes.set_ylim(heights[0] - room, heights[1] + room)
     for cell in cells:
         for record in cell.records:
             if record.rows and state(record) != "finished":
@@ -237,7 +239,7 @@ def _finish(axes: Axes, log: bool, ylabel: str, xlabel: str) -> None:
 
 
 def _draw_mean(axes: Axes, cell: Cell, metric: Metric, axis: str, look: Style) -> Points:
-    """Draws the mean of a cell's finished runs and their band; x, and both ends of the band."""
+    """Draws the mean of a cell's finished runs and their band; x, and heights to be seen."""
     curves = [_curve(record, metric, axis) for record in cell.finished]
     if not curves:
         return np.empty(0), np.empty(0)
@@ -255,7 +257,9 @@ def _draw_mean(axes: Axes, cell: Cell, metric: Metric, axis: str, look: Style) -
         axes.plot(x, mean, color=look.colour, marker="o", ms=4)
     if len(y) > 1:
         axes.fill_between(x, low, high, color=look.colour, alpha=0.18, lw=0)
-    return x, np.concatenate([low, high])
+    # The steep first tenth would press an accuracy's differences into a line.
+    late = np.full(len(x), True) if metric.log else x >= 0.1 * x[-1]
+    return x, np.concatenate([low[late], high[late]])
 
 
 def _draw_single(

@@ -296,7 +296,7 @@ def _figure_note(column: str) -> str:
     if column == "test_accuracy":
         return (
             "Drawn along the way, but nothing was chosen by it: the table and the claims read the "
-            "last epoch alone."
+            "last epoch alone. The axis leaves out the steep first tenth of the runs."
         )
     if column == "min_full_gradient_norm":
         return (
