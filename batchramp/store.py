@@ -186,7 +186,7 @@ def cut_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
             f"{epochs} epochs: the folder was damaged; train into a new one"
         )
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows[:epochs]).encode()
-    if epochs and path.read_bytes() != text:
+    if path.exists() and path.read_bytes() != text:
         write(path, text)
     return rows[:epochs]
 

@@ -118,7 +118,7 @@ def fit(
                 if record.status != at.status:
                     store.finish(folder, at.status)
         if initial is None:
-            initial = store.finite(_measure(model, task))
+            initial = _measure(model, task)
             if folder is not None:
                 store.create(folder, what, initial)
 
@@ -126,17 +126,13 @@ def fit(
             values = _train_epoch(task, model, loader, scheduler, at)
             measured = _measure(model, task)
             least = _least([initial, *rows, measured])
-            row = store.finite(
-                {
-                    **{
-                        name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")
-                    },
-                    **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
-                    **measured,
-                    "min_full_gradient_norm": least["full_gradient_norm"],
-                    "loss_at_min_norm": least["train_loss"],
-                }
-            )
+            row = {
+                **{name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")},
+                **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
+                **measured,
+                "min_full_gradient_norm": least["full_gradient_norm"],
+                "loss_at_min_norm": least["train_loss"],
+            }
             rows.append(row)
             at.epoch += 1
             sampler.set_epoch(at.epoch)
@@ -193,7 +189,7 @@ def _train_epoch(
 
 
 def _measure(model: nn.Module, task: Task) -> dict[str, float | None]:
-    """Losses, accuracies and the full-gradient norm: clean data, eval mode."""
+    """Losses, accuracies and the full-gradient norm, None if not finite: clean data, eval mode."""
     measured: dict[str, float | None] = {}
     for part in ("train", "validation", "test"):
         data = task.in_order(part)
@@ -203,17 +199,13 @@ def _measure(model: nn.Module, task: Task) -> dict[str, float | None]:
         if result is not None and part == "train":
             measured["at_chance"] = result.at_chance
     full = full_gradient_norm(model, task.loss_fn, task.in_order("train") or ())
-    return {**measured, "full_gradient_norm": full.norm}
+    return store.finite({**measured, "full_gradient_norm": full.norm})
 
 
 def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row of the smallest full-gradient norm, as far as norms are finite."""
-
-    def norm(row: Mapping[str, Any]) -> float:
-        value = row["full_gradient_norm"]
-        return math.inf if value is None or math.isnan(value) else value
-
-    return min(rows, key=norm)
+    norm = "full_gradient_norm"
+    return min(rows, key=lambda row: math.inf if row[norm] is None else row[norm])
 
 
 def _status(initial: Mapping[str, Any], rows: list[dict[str, Any]], epochs: int) -> str:

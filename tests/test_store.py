@@ -25,7 +25,7 @@ def identity(**changes: Any) -> dict[str, Any]:
     return store.identity(**{**values, **changes})
 
 
-def row(epoch: int, **changes: Any) -> dict[str, Any]:
+def row(epoch: int, /, **changes: Any) -> dict[str, Any]:
     return {**dict.fromkeys(store.COLUMNS, 0.5), "epoch": epoch, "at_chance": False, **changes}
 
 
