@@ -400,7 +400,7 @@ def test_rows_lost_before_the_checkpoint_are_refused(tmp_path: Path) -> None:
 
 # What a subprocess trains that is killed: long enough to be killed, its folder told on the command
 # line.
-KILLED = Plan(epochs=40, batch_size=s.Exponential(4, factor=2, every=10), lr=0.1, beta=0.9,
+KILLED = Plan(epochs=16, batch_size=s.Exponential(4, factor=2, every=4), lr=0.1, beta=0.9,
               gamma=0.7)  # fmt: skip
 
 
@@ -418,7 +418,7 @@ def kill_at_a_random_moment(folder: Path, generator: random.Random) -> None:
         not (folder / "run.json").exists() or len(store.read(folder).rows) <= rows
     ):
         time.sleep(0.01)
-    time.sleep(generator.uniform(0, 0.1))
+    time.sleep(generator.uniform(0, 0.05))
     child.kill()
     assert child.wait() == -signal.SIGKILL, "it ended before it was killed"
 

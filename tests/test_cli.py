@@ -1,0 +1,295 @@
+"""The command line: what it prints, its exit status, and one line for whatever is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import batchramp
+from batchramp import cli, store
+
+GOOD = """
+task = "quadratic"
+seeds = [0, 1]
+label = "mine"
+[plan]
+epochs = 3
+lr = 0.05
+beta = 0.9
+gamma = 0.7
+batch_size = { kind = "Exponential", start = 32, factor = 2, every = 1 }
+"""
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Calls `main` as the console script does, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Result:
+        monkeypatch.setattr(sys, "argv", ["batchramp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_help_and_version_need_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from batchramp import cli\n"
+        "sys.argv = ['batchramp', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for given, expected in (("--help", "Examples"), ("--version", batchramp.__version__)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, given], capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "reproduce", "plan", "report"])
+def test_every_command_s_help_has_an_example(command: str, run: Cli) -> None:
+    status, out, err = run(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"Example: batchramp {command} " in out
+    assert f"batchramp {command} " in run("--help").out
+
+
+def test_a_bare_command_shows_the_help(run: Cli) -> None:
+    assert "Usage: batchramp" in run().out
+
+
+def test_plan_shows_the_stages(run: Cli, file: Path) -> None:
+    status, out, err = run("plan", file)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "3 epochs over 256 samples"
+    assert out.splitlines()[-1] == "total: 14 steps, 768 samples"
+    shown = json.loads(run("plan", file, "--json", "--n", "64").out)
+    assert shown["total"] == {"steps": 2 + 1 + 1, "samples": 192}
+    assert [stage["batch_size"] for stage in shown["stages"]] == [32, 64, 128]
+    assert batchramp.Plan.from_dict(shown["plan"]).epochs == 3
+
+
+def test_plan_draws(run: Cli, file: Path, tmp_path: Path) -> None:
+    assert run("plan", file, "--plot", tmp_path / "plan.png").status == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_run_trains_and_reports_and_a_second_time_only_reports(
+    run: Cli, file: Path, tmp_path: Path
+) -> None:
+    status, out, err = run("run", file, "--jobs", 1)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()  # plain lines, as this is no terminal
+    assert sorted(line.split("] ")[1].split(": minimum")[0] for line in lines[:2]) == [
+        "mine / seed 0: finished", "mine / seed 1: finished",
+    ]  # fmt: skip
+    assert lines[2] == f"report: {Path('runs') / 'file' / 'report.html'}"
+    assert "\x1b" not in out
+    records = store.read_all(tmp_path / "runs" / "file")
+    assert [(r.seed, r.status, len(r.rows)) for r in records] == [
+        (0, "finished", 3), (1, "finished", 3),
+    ]  # fmt: skip
+    assert "<html" in (tmp_path / "runs" / "file" / "report.html").read_text()
+
+    out = run("run", file, "--json").out
+    assert json.loads(out)["runs"] == [
+        {"run": "mine/seed-0", "status": "finished"}, {"run": "mine/seed-1", "status": "finished"},
+    ]  # fmt: skip
+    assert "finished before" in run("run", file).out
+    assert json.loads(run("report", tmp_path / "runs", "--json").out) == {
+        "report": str(tmp_path / "runs" / "report.html")
+    }
+
+
+def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_path: Path) -> None:
+    assert run("run", file, "--out", "out").status == 0
+    folder = tmp_path / "out" / "mine" / "seed-0"
+    store.finish(folder, "running")
+    (folder / "checkpoint.pt").write_bytes(b"")
+    status, out, err = run("run", file, "--out", "out")
+    assert status == 1
+    assert "mine / seed 0: failed\n" in out
+    assert err.startswith("batchramp: mine / seed 0 failed: ValueError: checkpoint")
+    assert err.count("\n") == 1
+    status, out, _ = run("run", file, "--out", "out", "--json")
+    assert status == 1
+    assert json.loads(out)["runs"][0] == {"run": "mine/seed-0", "status": "failed"}
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "said"),
+    [
+        ((), replaced("start = 32", "start = -1"), "batch_size: start must be"),
+        ((), replaced("factor = 2", "factor = 0.5"), "factor must be"),
+        ((), replaced("beta = 0.9", "beta = 1"), "beta must be in [0, 1), got 1"),
+        ((), replaced("gamma = 0.7", "gamma = 1.2"), "gamma must be in [0, 1], got 1.2"),
+        ((), replaced("lr = 0.05", "lr = nan"), "lr must be"),
+        ((), replaced("epochs = 3", "epochs = 3\nsteps = 3"), "exactly one of epochs, steps"),
+        ((), replaced("quadratic", "cubic"), "task must be one of"),
+        ((), GOOD + '[optimizer]\nkind = "Lion"', "optimizer must be one of"),
+        ((), GOOD + "[optimizer]\nnu = 0.7", "optimizer.nu is not an option of QHM: allowed are"),
+        ((), GOOD + "[optimizer]\nlr = 0.7", "lr is scheduled by the plan"),
+        ((), "task =", "is not TOML"),
+        (("--jobs", 0), GOOD, "jobs must be an integer >= 1, got 0"),
+        (("--jobs", "many"), GOOD, "--jobs"),
+        (("--job", 1), GOOD, "No such option: --job"),
+        (("--out", "file.toml"), GOOD, "file.toml"),
+        (("--out", "file.toml/below"), GOOD, "file.toml/below"),
+        (("--import", "no_such_module"), GOOD, "--import no_such_module: ModuleNotFoundError"),
+        (("--import", "broken"), GOOD, "--import broken: SyntaxError"),
+    ],
+    ids=str,
+)
+def test_what_run_refuses_is_one_line_and_exit_status_2(
+    arguments: tuple[Any, ...], text: str, said: str, run: Cli, file: Path, tmp_path: Path
+) -> None:
+    file.write_text(text)
+    (tmp_path / "broken.py").write_text("def")
+    before = snapshot(tmp_path)
+    status, out, err = run("run", file, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("batchramp: ")
+    assert err.count("\n") == 1
+    assert said in err
+    after = {path: content for path, content in snapshot(tmp_path).items() if ".pyc" not in path}
+    assert after == before
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'"),
+        (("run",), "Missing argument 'FILE.toml'"),
+        (("run", "none.toml"), "none.toml: No such file or directory"),
+        (("plan", "."), "Is a directory"),
+        (("plan", "file.toml", "--n", 0), "n must be"),
+        (("plan", "plan.toml"), "plan.toml names no task: give the number of samples with --n"),
+        (("plan", "file.toml", "--plot", "a.xyz"), "xyz"),
+        (("plan", "file.toml", "--plot", "nowhere/a.png"), "nowhere/a.png: No such file"),
+        (("reproduce", "figure7"), "NAME must be one of figure1, figure1-tuning, got 'figure7'"),
+        (("reproduce", "figure1", "--seeds", 0), "seeds must be an integer >= 1, got 0"),
+        (("reproduce", "figure1", "--seeds", -3), "seeds must be an integer >= 1, got -3"),
+        (("reproduce", "figure1", "--scale", "full"), "scale must be 'quick'"),
+        (("reproduce", "figure1", "--part", "half"), "part must be 'all' or 'main', got 'half'"),
+        (("reproduce", "figure1-tuning", "--seeds", 2), "--seeds is for figure1"),
+        (("reproduce", "figure1-tuning", "--part", "all"), "--part is for figure1"),
+        (("report", "nowhere"), "folder nowhere does not exist"),
+        (("report", "empty"), "folder empty holds no run"),
+        (("report", "half"), "half/run.json is damaged"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_is_one_line_and_exit_status_2(
+    arguments: tuple[Any, ...], said: str, run: Cli, file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text("epochs = 3\nbatch_size = 8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text('{"format": 1, "status"')
+    before = snapshot(tmp_path)
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("batchramp: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert snapshot(tmp_path) == before
+
+
+def test_another_plan_or_seed_in_the_folder_of_a_run_is_refused(
+    run: Cli, file: Path, tmp_path: Path
+) -> None:
+    assert run("run", file, "--out", "out").status == 0
+    before = snapshot(tmp_path / "out")
+    file.write_text(replaced("epochs = 3", "epochs = 4"))
+    status, out, err = run("run", file, "--out", "out")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "plan differs from that of the run in out/mine/seed-0" in err
+    assert snapshot(tmp_path / "out") == before
+
+
+SAWTOOTH = """
+from dataclasses import dataclass
+from batchramp.schedules import Schedule
+
+@dataclass(frozen=True)
+class SawtoothOfTheTest(Schedule):
+    low: int
+    high: int
+
+    def __call__(self, tick, horizon, /):
+        return self.high if tick % 2 else self.low
+"""
+
+
+def test_a_schedule_of_one_s_own_is_trained_and_reported(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SAWTOOTH)
+    (tmp_path / "file.toml").write_text(
+        replaced('"Exponential", start = 32, factor = 2, every = 1', '"SawtoothOfTheTest", '
+                 "low = 16, high = 64")
+    )  # fmt: skip
+    command = [sys.executable, "-m", "batchramp.cli", "run", "file.toml", "--json"]
+    done = subprocess.run(
+        [*command, "--import", "mine"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in (tmp_path / "runs").rglob("epochs.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["batch_size"] for row in rows] == [16, 64, 16]
+    status, out, err = run("report", "runs")  # here, where nobody has imported it
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'SawtoothOfTheTest'; --import names a module of yours" in err
+
+
+@pytest.mark.slow
+def test_an_interrupt_says_that_the_same_command_continues(file: Path, tmp_path: Path) -> None:
+    file.write_text(replaced("epochs = 3", "epochs = 3000"))
+    command = [sys.executable, "-m", "batchramp.cli", "run", str(file), "--out", "out"]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not list((tmp_path / "out").rglob("epochs.jsonl")):
+        assert child.poll() is None
+    os.killpg(child.pid, signal.SIGINT)  # as Ctrl-C does: to the children as well
+    out, err = child.communicate()
+    assert (child.returncode, out) == (130, "")
+    assert err == "batchramp: interrupted; the same command continues\n"
