@@ -305,6 +305,7 @@ def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
         BarColumn(bar_width=24),
         TextColumn("{task.fields[state]}", markup=False),
         TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bars:
@@ -318,7 +319,7 @@ def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
                 active[run] = bars.add_task(run.title, total=_epochs(run), state="")
                 bars.advance(overall, row["epoch"])  # epochs of an earlier start
             loss = row["train_loss"]
-            shown = "not finite" if loss is None else f"{loss:.4f}"
+            shown = "not finite" if loss is None else f"{loss:.4g}"
             state = f"epoch {row['epoch'] + 1}/{_epochs(run)}  loss {shown}"
             bars.update(active[run], completed=row["epoch"] + 1, state=state)
             bars.advance(overall)

@@ -70,6 +70,7 @@ class Record:
         label: what the run is called among those it is compared with, such as "increasing".
         panel: which group of comparisons it belongs to, such as "cosine".
         experiment: the recipe's name; "" for a run of its own.
+        note: what a reader of its numbers should know, such as how its lr was chosen.
         task, model, optimizer: by name.
         plan: the Plan it was run under.
         seed: of initial weights and data order.
@@ -90,6 +91,7 @@ class Record:
     plan: Plan
     seed: int
     status: str
+    note: str = ""
     error: str | None = None
     initial: Mapping[str, float | None] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
@@ -106,12 +108,14 @@ def identity(
     label: str,
     panel: str,
     experiment: str,
+    note: str = "",
 ) -> dict[str, Any]:
     """What was run, as `Record` names it: what tells one run from another."""
     return {
         "label": label,
         "panel": panel,
         "experiment": experiment,
+        "note": note,
         "task": task,
         "model": model,
         "optimizer": name_of(optimizer),
@@ -231,6 +235,7 @@ _KINDS: dict[str, Any] = {
     "label": str,
     "panel": str,
     "experiment": str,
+    "note": str,
     "task": str,
     "model": str,
     "optimizer": str,

@@ -62,6 +62,7 @@ def fit(
     label: str = "",
     panel: str = "",
     experiment: str = "",
+    note: str = "",
 ) -> Fit:
     """Trains ``task`` under ``plan``, measuring after every epoch.
 
@@ -78,6 +79,7 @@ def fit(
         resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
             machine, threads and versions); False refuses a folder that holds a run.
         label, panel, experiment: how reports group the run.
+        note: what they say of it, such as how its lr was chosen.
 
     Raises:
         ValueError: the folder holds another run, or plan and optimizer do not fit.
@@ -94,6 +96,7 @@ def fit(
         label=label,
         panel=panel,
         experiment=experiment,
+        note=note,
     )
     folder = None if out is None else Path(out)
     with ExitStack() as stack:

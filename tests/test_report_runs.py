@@ -106,8 +106,8 @@ def run(
     return Record(
         **{
             "folder": Path(f"{panel}-{label}-{seed}"), "label": label, "panel": panel,
-            "experiment": "figure1", "task": "digits", "model": "cnn", "optimizer": "qhm",
-            "plan": plan, "seed": seed, "status": status,
+            "experiment": "figure1", "note": "", "task": "digits", "model": "cnn",
+            "optimizer": "qhm", "plan": plan, "seed": seed, "status": status,
             "error": "out of memory" if status == "failed" else None,
             "initial": start if initial else {}, "rows": kept, "environment": ENVIRONMENT,
             **identity,
@@ -141,7 +141,16 @@ def write_runs(folder, records):
         at = folder / f"{i:03}"
         identity = {
             name: getattr(record, name)
-            for name in ("label", "panel", "experiment", "task", "model", "optimizer", "seed")
+            for name in (
+                "label",
+                "panel",
+                "experiment",
+                "note",
+                "task",
+                "model",
+                "optimizer",
+                "seed",
+            )
         }
         store.create(at, {**identity, "plan": record.plan.to_dict()}, record.initial)
         for row in record.rows:

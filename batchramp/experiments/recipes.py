@@ -53,6 +53,7 @@ class Run:
         model: of the task; "" for its usual one.
         optimizer: one of QHM, SGD, Adam, AdamW, RMSprop.
         options: the optimizer's own arguments, beside what the Plan schedules.
+        note: what reports say of it, such as how its lr was chosen.
 
     Raises:
         ValueError: no such task, model or optimizer, or a seed out of range.
@@ -67,6 +68,7 @@ class Run:
     model: str = ""
     optimizer: str = "QHM"
     options: tuple[tuple[str, Any], ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         training_samples(self.task)
@@ -167,9 +169,11 @@ def figure1(
     _check_scale(scale)
     if part not in ("all", "main"):
         raise ValueError(f"part must be 'all' or 'main', got {part!r}")
-    cells = (_committed() if tuned is None else tuned)["cells"]
+    chosen = _committed() if tuned is None else tuned
+    cells = chosen["cells"]
+    note = f"how lr was chosen: {chosen['rule']}" if "rule" in chosen else ""
     return [
-        _run("figure1", panel, policy, seed, **cells[panel][policy])
+        _run("figure1", panel, policy, seed, note=note, **cells[panel][policy])
         for panel in (_LR_SCHEDULES if part == "all" else _MAIN_PANELS)
         for policy in _POLICIES
         for seed in seeds
@@ -268,6 +272,7 @@ def _run(
     lr: float,
     batch_size: int,
     suffix: str = "",
+    note: str = "",
 ) -> Run:
     schedule = _LR_SCHEDULES[panel](lr)
     size: Schedule | int = batch_size
@@ -282,7 +287,7 @@ def _run(
         beta=StepDecay(0.9, factor=0.5, every=_EVERY),
         gamma=StepDecay(0.7, factor=0.5, every=_EVERY),
     )
-    return Run(policy + suffix, plan, "fashion-mini", seed, panel, experiment)
+    return Run(policy + suffix, plan, "fashion-mini", seed, panel, experiment, note=note)
 
 
 def _check_scale(scale: str) -> None:

@@ -192,9 +192,7 @@ def _child(run: Run, folder: Path, connection: Connection) -> None:
             optimizer=_optimizer(run),
             on_epoch=lambda row: connection.send(("row", row)),
             out=folder,
-            label=run.label,
-            panel=run.panel,
-            experiment=run.experiment,
+            **_names(run),
         )
         connection.send(("ended", result.status))
     except BlockingIOError:
@@ -231,6 +229,10 @@ def _check_optimizer(run: Run) -> None:
     scheduled(make, [torch.zeros(1, requires_grad=True)], run.plan)
 
 
+def _names(run: Run) -> dict[str, str]:
+    return {name: getattr(run, name) for name in ("label", "panel", "experiment", "note")}
+
+
 def _identity(run: Run) -> dict[str, Any]:
     return store.identity(
         task=run.task,
@@ -238,9 +240,7 @@ def _identity(run: Run) -> dict[str, Any]:
         optimizer=_optimizer(run),
         plan=run.plan,
         seed=run.seed,
-        label=run.label,
-        panel=run.panel,
-        experiment=run.experiment,
+        **_names(run),
     )
 
 

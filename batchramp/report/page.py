@@ -97,6 +97,7 @@ def render(records: Sequence[Record]) -> str:
     return environment.from_string(template).render(
         title=listed(list(dict.fromkeys(s.experiment or s.task for s in found))) or "no runs",
         facts=_facts(records),
+        noted=any(record.note for record in records),
         sections=[_section(study) for study in found],
         judgement=judgement,
         spoken=[c for c in judgement.claims if c.verdict != SILENT],
@@ -194,6 +195,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("threads", several(r.environment.get("threads") for r in records)),
         ("machine", several(_pairs(m) for m in machines)),
         ("versions", several(_pairs(v) for v in versions)),
+        ("note", several(r.note for r in records)),
     ]
     return [(name, text) for name, text in facts if text]
 
