@@ -216,8 +216,11 @@ def test_a_sampler_iterated_at_the_end_raises():
 def test_one_epoch_iterated_twice_warns():
     sampler = ScheduledBatchSampler(GROWING, 20)
     batches = list(sampler)
-    with pytest.warns(UserWarning, match=r"epoch 0 is iterated once more.*scheduler\.step\(\)"):
+    with pytest.warns(
+        UserWarning, match=r"epoch 0 is iterated once more.*scheduler\.step\(\)"
+    ) as told:
         assert list(sampler) == batches
+    assert [warning.filename for warning in told] == [__file__]  # the caller's line
     sampler.set_epoch(1)
     list(sampler)
     loader = DataLoader(range(20), batch_sampler=sampler)

@@ -435,3 +435,15 @@ def test_a_classifier_that_learned_anything_is_not_at_chance():
     found = evaluate(model, F.cross_entropy, [(x, y)])
     assert not found.at_chance
     assert found.loss > math.log(10)
+
+
+def test_a_better_loss_at_a_constant_answer_is_not_at_chance():
+    y = torch.tensor([0] * 600 + [1] * 400)
+    x = F.one_hot(y, 6).float()
+    model = constant([10.4, 10.0] + [-50.0] * 8)  # about the shares
+    with torch.no_grad():
+        model.weight[1, 1] = 0.3  # less than it takes to answer 1
+    found = evaluate(model, F.cross_entropy, [(x, y)])
+    assert found.accuracy == 60.0
+    assert 0.8 < found.loss / -(0.6 * math.log(0.6) + 0.4 * math.log(0.4)) < 0.95
+    assert not found.at_chance
