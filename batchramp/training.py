@@ -69,7 +69,7 @@ def fit(
     Args:
         task: what is trained on what.
         plan: the Plan.
-        seed: 0 <= seed < 2**64; decides initial weights, order of samples and all other randomness.
+        seed: 0 <= seed < 2**32; decides initial weights, order of samples and all other randomness.
             torch's own random state is left as found. Runs of one seed share weights and orders.
         optimizer: called with the model's parameters and the planned hyperparameters by name;
             ``functools.partial(torch.optim.AdamW, lr=1e-3)`` where the Plan leaves lr out.
@@ -85,8 +85,8 @@ def fit(
         ValueError: the folder holds another run, or plan and optimizer do not fit.
         BlockingIOError: another process trains in the folder.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer >= 0 and below 2**64, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
     what = store.identity(
         task=task.name,
         model=task.model_name,

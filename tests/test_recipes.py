@@ -235,7 +235,7 @@ PLAN = Plan(epochs=1, batch_size=8, lr=0.1)
         ({"optimizer": "Lion"}, "optimizer must be one of QHM, SGD.*, got 'Lion'"),
         ({"seed": -1}, "seed must be .*got -1"),
         ({"seed": 1.5}, "seed must be .*got 1.5"),
-        ({"seed": 2**64}, "seed must be .*below 2"),
+        ({"seed": 2**32}, "seed must be .*below 2"),
         ({"options": (("lr", {"a": 1}),)}, "optimizer.lr must be a number.*got {'a': 1}"),
     ],
 )

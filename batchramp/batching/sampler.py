@@ -67,8 +67,9 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     ) -> None:
         if not isinstance(plan, Plan):
             raise ValueError(f"plan must be a Plan, got {type(plan).__name__}")
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-            raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+        # SeedSequence takes words of 32 bits: a longer seed would share an order with a short one.
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
         if replacement and not shuffle:
             raise ValueError("replacement draws at random: it needs shuffle=True, got False")
         self.plan = plan

@@ -83,8 +83,8 @@ class Run:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
             )
-        if type(self.seed) is not int or not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must be an integer >= 0 and below 2**64, got {self.seed!r}")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {self.seed!r}")
         for name, value in self.options:
             try:
                 hash(value)
