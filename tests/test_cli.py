@@ -281,15 +281,16 @@ def test_a_schedule_of_one_s_own_is_trained_and_reported(run: Cli, tmp_path: Pat
 
 @pytest.mark.slow
 def test_an_interrupt_says_that_the_same_command_continues(file: Path, tmp_path: Path) -> None:
-    file.write_text(replaced("epochs = 3", "epochs = 3000"))
+    file.write_text(replaced("epochs = 3", "epochs = 3000").replace("every = 1", "every = 1000"))
     command = [sys.executable, "-m", "batchramp.cli", "run", str(file), "--out", "out"]
     child = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    while not list((tmp_path / "out").rglob("epochs.jsonl")):
-        assert child.poll() is None
-    os.killpg(child.pid, signal.SIGINT)  # as Ctrl-C does: to the children as well
-    out, err = child.communicate()
+    with child:
+        while not list((tmp_path / "out").rglob("epochs.jsonl")):
+            assert child.poll() is None
+        os.killpg(child.pid, signal.SIGINT)  # as Ctrl-C does: to the children as well
+        out, err = child.communicate()
     assert (child.returncode, out) == (130, "")
     assert err == "batchramp: interrupted; the same command continues\n"

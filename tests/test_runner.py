@@ -46,12 +46,14 @@ def test_runs_are_trained_in_processes_of_one_thread_and_come_in_the_order_given
                                                          beta=0, gamma=0))]  # fmt: skip
     seen: list[tuple[str, int]] = []
     ends: list[tuple[Run, str]] = []
+    surroundings = dict(os.environ)
     outcome = run_all(
         given, tmp_path, jobs=2,
         on_row=lambda run, row: seen.append((run.label, row["epoch"])),
         on_end=lambda run, status: ends.append((run, status)),
     )  # fmt: skip
     assert outcome == Outcome(("finished", "finished", "diverged"), ())
+    assert dict(os.environ) == surroundings
     assert [epoch for label, epoch in seen if label == "long"] == list(range(9))
     assert sorted((run.label, status) for run, status in ends) == [
         ("exploding", "diverged"), ("long", "finished"), ("short", "finished"),

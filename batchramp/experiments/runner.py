@@ -159,9 +159,6 @@ def _taken(folder: Path) -> bool:
 
 def _context() -> Any:
     """Children that are forked from a server which has imported torch but run nothing."""
-    # OpenMP's spinning barrier makes several processes on one machine wait for each other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -184,6 +181,7 @@ def _child(run: Run, folder: Path, connection: Connection) -> None:
         from batchramp.experiments import tasks
         from batchramp.training import fit
 
+        # More would wait for each other: OpenMP's barrier spins, and other runs need the core.
         torch.set_num_threads(1)
         result = fit(
             tasks.load(run.task, run.model),
@@ -229,7 +227,7 @@ def _check_optimizer(run: Run) -> None:
     scheduled(make, [torch.zeros(1, requires_grad=True)], run.plan)
 
 
-def _names(run: Run) -> dict[str, str]:
+def _names(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in ("label", "panel", "experiment", "note")}
 
 
