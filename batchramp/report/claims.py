@@ -708,9 +708,16 @@ def steps_sentence(ours: Cell, theirs: Cell) -> str:
     panel = f"{ours.panel}: " if ours.panel else ""
     return (
         f"{panel}compared with {theirs.name}, {ours.name} ends {' and '.join(parts)}, with "
-        f"{_share(share)} of its steps ({count(mean(steps[0]))} against {count(mean(steps[1]))})."
+        f"{_share(share)} ({count(mean(steps[0]))} against {count(mean(steps[1]))})."
     )
 
 
 def _share(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 1 else f"{share:.3g} times the number"
+    """The one's steps as a share of the other's.
+
+    >>> _share(0.2), _share(0.9994), _share(1.6)
+    ('20 % of its steps', 'as many steps', '1.6 times its steps')
+    """
+    if abs(share - 1) < 0.005:
+        return "as many steps"
+    return f"{100 * share:.2g} % of its steps" if share < 1 else f"{share:.3g} times its steps"
