@@ -25,7 +25,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest tests/test_architecture.py
+	$(BIN)/pytest tests/test_architecture.py batchramp
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/optimizer_step.py
