@@ -31,6 +31,11 @@ _HOME = {
     "fit": "batchramp.training",
 }
 
+_ROOMS = (
+    "batching", "data", "experiments", "measure", "models", "optim", "plan", "report", "scheduler",
+    "schedules", "store", "task", "testing", "theory", "training",
+)  # fmt: skip
+
 __all__ = [
     "QHM",
     "ParamScheduler",
@@ -50,7 +55,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    if name in {"schedules", "measure", "testing"}:
+    if name in _ROOMS:
         return importlib.import_module(f"batchramp.{name}")
     raise AttributeError(f"module 'batchramp' has no attribute {name!r}")
 

@@ -31,8 +31,9 @@ class ParamScheduler(LRScheduler):
         optimizer: any torch optimizer. A tensor-valued field is filled in place.
         plan: the Plan.
         fields: where a hyperparameter goes when the optimizer calls it otherwise, such as
-            ``{"beta": "momentum"}``. Mind that torch's SGD(momentum=β) is not QHM with that beta:
-            its steps are 1/(1 - β) times longer.
+            ``{"beta": "momentum"}``, or ``{"beta": ("betas", 0)}`` for the first of Adam's pair.
+            Mind that torch's SGD(momentum=β) is not QHM with that beta: its steps are 1/(1 - β)
+            times longer.
         sampler: a `ScheduledBatchSampler` of the same Plan to move along, so that one `step` moves
             both. For a Plan in epochs.
 
@@ -59,7 +60,7 @@ class ParamScheduler(LRScheduler):
         optimizer: Optimizer,
         plan: Plan,
         *,
-        fields: Mapping[str, str] | None = None,
+        fields: Mapping[str, str | tuple[str, int]] | None = None,
         sampler: Any = None,
     ) -> None:
         # LRScheduler.__init__ would wrap optimizer.step and insist on lr; its interface is kept.
@@ -74,7 +75,7 @@ class ParamScheduler(LRScheduler):
         self.sampler = sampler
         self.fields = _fields(optimizer, plan, {} if fields is None else fields)
         self.last_epoch = 0
-        self._groups = len(optimizer.param_groups)
+        self._groups = list(optimizer.param_groups)
         self._write()
         self.base_lrs = self.get_last_lr()
 
@@ -82,11 +83,25 @@ class ParamScheduler(LRScheduler):
         """Goes to the next tick, or to tick ``epoch``; after the last tick its values are kept.
 
         Raises:
-            ValueError: beyond the end of the Plan, or the Plan counts samples (`set_epoch` then).
+            ValueError: beyond the end of the Plan, the Plan counts samples (`set_epoch` then), or
+                the sampler stands at another epoch, as when only one of the two was resumed.
         """
         if epoch is None and self.plan.unit == "samples":
             raise ValueError("a plan in samples does not advance by steps: call set_epoch(samples)")
+        if epoch is None and self.sampler is not None and self.sampler.epoch != self.last_epoch:
+            raise ValueError(
+                f"sampler stands at epoch {self.sampler.epoch}, the scheduler at "
+                f"{self.last_epoch}: load the state of both, or set_epoch"
+            )
         self.set_epoch(self.last_epoch + 1 if epoch is None else epoch)
+
+    # What torch's SequentialLR calls: it takes a scheduler back by one, then starts it.
+
+    def _initial_step(self) -> None:
+        self.step()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        self.step(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to a tick of the Plan: an epoch, or a step or a count of samples if it counts those.
@@ -101,7 +116,7 @@ class ParamScheduler(LRScheduler):
                 f"the plan ends after {self.plan.length} {self.plan.unit}, got {epoch}: step() was "
                 "called too often, or another plan was meant"
             )
-        self._check_new_groups()
+        self._check_groups()
         self.last_epoch = epoch = int(epoch)
         self._write()
         if self.sampler is not None and self.sampler.epoch != epoch:
@@ -144,7 +159,7 @@ class ParamScheduler(LRScheduler):
         self.set_epoch(state_dict["last_epoch"])
 
     def _values(self) -> dict[str, float]:
-        return self.plan.at(min(self.last_epoch, self.plan.length - 1)).hyperparameters
+        return self.plan.at(min(max(self.last_epoch, 0), self.plan.length - 1)).hyperparameters
 
     def _write(self) -> None:
         if not self.fields:
@@ -152,32 +167,58 @@ class ParamScheduler(LRScheduler):
         values = self._values()
         filled = set()
         for group in self.optimizer.param_groups:
-            for name, field in self.fields.items():
+            for name, target in self.fields.items():
                 value = values[name] * (group["lr_scale"] if _scaled(name, group) else 1.0)
-                if not isinstance(group[field], Tensor):
-                    group[field] = value
+                held = _get(group, target)
+                if not isinstance(held, Tensor):
+                    _put(group, target, value)
                     continue
-                if id(group[field]) in filled:  # the optimizer's default, shared by its groups
-                    group[field] = group[field].clone()
-                group[field].fill_(value)  # in place: a compiled or captured step holds it
-                filled.add(id(group[field]))
+                if id(held) in filled:  # the optimizer's default, shared by its groups
+                    held = held.clone()
+                    _put(group, target, held)
+                held.fill_(value)  # in place: a compiled or captured step holds it
+                filled.add(id(held))
 
-    def _check_new_groups(self) -> None:
-        """Refuses groups added since the last look whose own values would be flattened."""
+    def _check_groups(self) -> None:
+        """Refuses groups that came since the last look and whose values would be flattened."""
         groups = self.optimizer.param_groups
-        if len(groups) == self._groups:
+        new = [group for group in groups if not any(group is known for known in self._groups)]
+        if not new:
             return
         values = self._values()
-        for name, field in self.fields.items():
-            for group in groups[self._groups :]:
-                _check_number(name, field, group)
-                expected = (values[name], self.optimizer.defaults.get(field))
-                if not _scaled(name, group) and group[field] not in expected:
-                    raise ValueError(
-                        f"{name} must be the same in all param groups to be scheduled, got "
-                        f"{float(group[field])} in one added later{_remedy(name)}"
-                    )
-        self._groups = len(groups)
+        for name, target in self.fields.items():
+            for group in new:
+                _check_number(name, target, group)
+            free = [float(_get(group, target)) for group in new if not _scaled(name, group)]
+            if len(new) == len(groups):  # the optimizer has loaded a state
+                wrong = len(set(free)) > 1
+            else:
+                default = _get(self.optimizer.defaults, target)
+                wrong = any(value not in (values[name], default) for value in free)
+            if wrong:
+                raise ValueError(
+                    f"{name} must be the same in all param groups to be scheduled, got {free} in "
+                    f"groups that came later{_remedy(name)}"
+                )
+        self._groups = list(groups)
+
+
+Target = str | tuple[str, int]
+
+
+def _get(group: Mapping[str, Any], target: Target) -> Any:
+    """What a param group holds at ``target``: a key, or a key and a place in its tuple."""
+    return group.get(target) if isinstance(target, str) else group[target[0]][target[1]]
+
+
+def _put(group: dict[str, Any], target: Target, value: Any) -> None:
+    if isinstance(target, str):
+        group[target] = value
+        return
+    field, place = target
+    group[field] = type(group[field])(
+        value if i == place else held for i, held in enumerate(group[field])
+    )
 
 
 def _check_sampler(sampler: Any, plan: Plan) -> None:
@@ -193,8 +234,8 @@ def _check_sampler(sampler: Any, plan: Plan) -> None:
         raise ValueError(f"sampler must have the same plan, got one with {sampler.plan!r}")
 
 
-def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[str, str]:
-    """Hyperparameter -> the key of a param group it is written to, checked."""
+def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, Target]) -> dict[str, Target]:
+    """Hyperparameter -> where in a param group it is written to, checked."""
     if not isinstance(given, Mapping):
         raise ValueError(f"fields must map lr, beta or gamma to names, got {given!r}")
     for name in given:
@@ -208,15 +249,16 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[
         raise ValueError(f"fields must map each to a field of its own, got {fields}")
     groups = optimizer.param_groups
     kind = type(optimizer).__name__
-    for name, field in fields.items():
+    for name, target in fields.items():
+        field = target if isinstance(target, str) else target[0]
         if any(field not in group for group in groups):
             raise ValueError(
                 f"the plan schedules {name}, but {kind}'s param groups have no {field!r}: leave "
                 f"{name} out of the plan or map it, as in fields={{{name!r}: 'momentum'}}"
             )
         for group in groups:
-            _check_number(name, field, group)
-        free = [float(group[field]) for group in groups if not _scaled(name, group)]
+            _check_number(name, target, group)
+        free = [float(_get(group, target)) for group in groups if not _scaled(name, group)]
         if len(set(free)) > 1:
             raise ValueError(
                 f"{name} must be the same in all param groups to be scheduled, got "
@@ -225,12 +267,18 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, str]) -> dict[
     return fields
 
 
-def _check_number(name: str, field: str, group: Mapping[str, Any]) -> None:
-    value = group[field]
+def _check_number(name: str, target: Target, group: Mapping[str, Any]) -> None:
+    try:
+        value = _get(group, target)
+    except (IndexError, TypeError, KeyError):
+        held = group.get(target[0])
+        raise ValueError(f"{name} must go to a place that exists, got {target} of {held}") from None
     one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
     if not one or isinstance(value, bool):
         shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{name} must go to a single number, but {field!r} is {shown}")
+        several = isinstance(value, tuple | list)
+        remedy = f"; name one of them, as in ({target!r}, 0)" if several else ""
+        raise ValueError(f"{name} must go to a single number, but {target!r} is {shown}{remedy}")
     if not _scaled(name, group):
         return
     scale = group["lr_scale"]

@@ -560,3 +560,30 @@ def test_the_tensor_loader_ends_with_the_plan():
     for augment in (None, noise):
         with pytest.raises(ValueError, match="ends after 4 epochs"):
             list(TensorLoader(data(20), sampler, augment=augment))
+
+
+@pytest.mark.parametrize("through", ["DataLoader", "TensorLoader", "sampler"])
+def test_the_warning_names_the_line_of_the_callers_loop(through):
+    sampler = ScheduledBatchSampler(Plan(epochs=2, batch_size=4), 8)
+    data = torch.arange(8)
+    loader = {
+        "DataLoader": lambda: DataLoader(TensorDataset(data), batch_sampler=sampler),
+        "TensorLoader": lambda: TensorLoader((data,), sampler),
+        "sampler": lambda: sampler,
+    }[through]()
+    list(loader)
+    with pytest.warns(UserWarning, match="epoch 0 is iterated once more") as caught:
+        list(loader)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("flag", ["shuffle", "drop_last", "replacement"])
+def test_a_flag_is_true_or_false(flag):
+    with pytest.raises(ValueError, match=f"{flag} must be True or False, got 'yes'"):
+        ScheduledBatchSampler(GROWING, 5, **{flag: "yes"})
+
+
+def test_a_loader_is_no_data_set():
+    loader = DataLoader(TensorDataset(torch.arange(20)), batch_size=5)
+    with pytest.raises(ValueError, match="must be a data set or its length, got a DataLoader"):
+        ScheduledBatchSampler(GROWING, loader)

@@ -391,3 +391,77 @@ def test_a_state_of_something_else_is_refused(state):
     scheduler = ParamScheduler(torch.optim.SGD([parameter()], lr=0.1), LR_ONLY)
     with pytest.raises(ValueError, match="state_dict must have last_epoch and plan"):
         scheduler.load_state_dict(state)
+
+
+# In the company of torch
+
+
+def test_the_first_of_adams_betas_is_scheduled_and_the_second_stays():
+    optimizer = torch.optim.AdamW([parameter()], lr=0.1, betas=(0.9, 0.95))
+    plan = Plan(epochs=3, batch_size=8, beta=s.Piecewise({0: 0.5, 1: 0.75}))
+    scheduler = ParamScheduler(optimizer, plan, fields={"beta": ("betas", 0)})
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.95)
+    scheduler.step()
+    assert optimizer.param_groups[0]["betas"] == (0.75, 0.95)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    refused("place that exists", optimizer, plan, fields={"beta": ("betas", 2)})
+    refused("place that exists", optimizer, plan, fields={"beta": ("lr", 0)})
+
+
+@pytest.mark.parametrize("planned_first", [False, True])
+def test_torchs_sequential_scheduler_starts_it_at_its_first_tick(planned_first):
+    optimizer = QHM([parameter()], lr=1.0)
+    plan = Plan(epochs=4, batch_size=4, lr=s.Inverse(1.0), beta=s.Inverse(0.8))
+    other = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.125, total_iters=4)
+    planned = ParamScheduler(optimizer, plan)
+    both = [planned, other] if planned_first else [other, planned]
+    sequence = torch.optim.lr_scheduler.SequentialLR(optimizer, both, milestones=[2])
+    seen = []
+    for _ in range(5):
+        seen.append((lrs(optimizer)[0], optimizer.param_groups[0]["beta"]))
+        optimizer.step()
+        sequence.step()
+    first = [(1.0, 0.8), (0.5, 0.4)]
+    if planned_first:
+        assert seen[:2] == first
+        assert [beta for _, beta in seen[2:]] == [0.4] * 3
+    else:
+        assert [lr for lr, _ in seen[:2]] == [0.125, 0.125]
+        assert seen[2:4] == first
+
+
+def test_a_loaded_state_with_other_values_is_refused_and_not_flattened():
+    plan = Plan(epochs=4, batch_size=8, lr=s.Inverse(0.1))
+    optimizer = two_groups(lr=0.1, first={"lr_scale": 1.0}, second={"lr_scale": 10.0})
+    scheduler = ParamScheduler(optimizer, plan)
+    assert lrs(optimizer) == [0.1, 1.0]
+    old = two_groups(lr=0.1, second={"lr": 1.0})  # its groups know no lr_scale
+    optimizer.load_state_dict(old.state_dict())
+    with pytest.raises(ValueError, match=r"lr must be the same .* \[0.1, 1.0\].*lr_scale"):
+        scheduler.step()
+    same = two_groups(lr=0.025)  # as of a later tick
+    optimizer.load_state_dict(same.state_dict())
+    scheduler.set_epoch(1)
+    assert lrs(optimizer) == [0.05, 0.05]
+
+
+def test_a_group_put_in_place_of_another_is_not_flattened():
+    optimizer = two_groups(lr=0.1)
+    scheduler = ParamScheduler(optimizer, LR_ONLY)
+    optimizer.param_groups.pop()
+    optimizer.add_param_group({"params": [parameter()], "lr": 5.0})
+    with pytest.raises(ValueError, match=r"lr must be the same .*5.0"):
+        scheduler.step()
+
+
+def test_one_that_was_resumed_without_the_other_is_refused():
+    plan = Plan(epochs=5, batch_size=2, lr=0.1)
+    sampler = ScheduledBatchSampler(plan, 8)
+    sampler.set_epoch(3)
+    scheduler = ParamScheduler(torch.optim.SGD([parameter()], lr=0.1), plan, sampler=sampler)
+    with pytest.raises(ValueError, match="sampler stands at epoch 3, the scheduler at 0"):
+        scheduler.step()
+    assert sampler.epoch == 3
+    scheduler.set_epoch(3)
+    scheduler.step()
+    assert sampler.epoch == scheduler.last_epoch == 4

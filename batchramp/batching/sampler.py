@@ -1,5 +1,6 @@
 """Which samples form batch k of an epoch: a pure function of (seed, epoch, position)."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sized
 from itertools import accumulate
@@ -7,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any, final
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from batchramp.plan import Plan
 
@@ -70,6 +71,10 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         # SeedSequence takes words of 32 bits: a longer seed would share an order with a short one.
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
             raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
+        flags = {"shuffle": shuffle, "drop_last": drop_last, "replacement": replacement}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
         if replacement and not shuffle:
             raise ValueError("replacement draws at random: it needs shuffle=True, got False")
         self.plan = plan
@@ -103,7 +108,7 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             warnings.warn(
                 f"epoch {self.epoch} is iterated once more with the same batches: call "
                 "scheduler.step() or sampler.set_epoch() between epochs",
-                stacklevel=3,
+                stacklevel=_stack_level(),
             )
         # Epoch and start are those of this call, whatever is set while workers still draw.
         return self._pass(self.epoch, self.first_batch, self.order(), self.sizes())
@@ -205,8 +210,21 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         return {"algorithm": ALGORITHM, **{name: getattr(self, name) for name in names}}
 
 
+def _stack_level() -> int:
+    """Of the nearest caller outside torch and this package, for the caller of this function."""
+    level, frame = 0, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level + 1
+
+
+_OURS = ("batchramp", "torch")
+
+
 def _length(dataset_or_n: Any) -> int:
     n = dataset_or_n
+    if isinstance(n, DataLoader):
+        raise ValueError("dataset_or_n must be a data set or its length, got a DataLoader")
     if not isinstance(n, Real):
         try:
             n = len(dataset_or_n)

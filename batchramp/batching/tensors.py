@@ -28,8 +28,9 @@ class TensorLoader:
 
     Args:
         tensors: one or more tensors of the same first dimension, n; a batch is a tuple of their
-            rows, of shape ``[b, ...]``. Rows of one batch may share memory with those of the next
-            batches: do not write into them.
+            rows, of shape ``[b, ...]``. Small batches share memory with their neighbours: do not
+            write into them (autograd would refuse the backward of another batch), and clone one
+            before you save it.
         sampler: decides the batches; its n is that of the tensors.
         augment: called as ``augment(inputs, generator)`` on the first tensor of each batch, on its
             device; its randomness must come from the CPU ``generator``, which is seeded by (seed,

@@ -28,7 +28,7 @@ def full_gradient_norm(
     """||∇f|| and f over all of ``batches``, f = (1/n) Σ f_i, batches weighted by true counts.
 
     The model is left as found: parameters, their ``.grad``, buffers, the mode of every module and
-    torch's random state.
+    torch's random state. Hooks that were registered on parameters (`Tensor.register_hook`) do run.
 
     Args:
         model: any module with at least one parameter that requires a gradient.
