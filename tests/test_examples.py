@@ -1,10 +1,14 @@
 """Every example does what its first line says."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
+from batchramp import Plan
 from batchramp.experiments import from_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -39,3 +43,21 @@ def test_adamw_loop(capsys: pytest.CaptureFixture[str]) -> None:
     # 6,500 images: OneCycleLR raises when it is stepped more often than it was told
     assert [int(line.split(", ")[1].split()[0]) for line in epochs] == [204, 102, 51, 26, 13]
     assert float(epochs[-1].split("accuracy ")[1].split()[0]) > 70
+
+
+README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_readmes_python_runs(block: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    dataset = TensorDataset(torch.ones(8, 2), torch.zeros(8))
+    step = "optimizer.zero_grad(); model(inputs).sum().backward(); optimizer.step()"
+    block = block.replace("...", step).replace(", num_workers=4, persistent_workers=True", "")
+    names = {"torch": torch, "model": model, "dataset": dataset}
+    exec(block, names)
+    assert not torch.equal(model.weight, before)
+    plan = names["plan"]
+    assert isinstance(plan, Plan)
+    assert plan.at(plan.length - 1).batch_size > plan.at(0).batch_size
