@@ -126,14 +126,14 @@ def reproduce(
         if given is not None:
             raise ValueError(f"{option} is for figure1; figure1-tuning is fixed, got {given}")
     outcome = _run_all(figure1_tuning(scale), folder, jobs, as_json)
+    if outcome.errors:
+        raise typer.Exit(1)
     from batchramp import store
 
     chosen = choose_lr(store.read_all(folder))
     path = folder / "tuned.json"
     store.write(path, (json.dumps(chosen, indent=1) + "\n").encode())
     typer.echo(json.dumps(chosen) if as_json else f"lr of every cell: {path}")
-    if outcome.errors:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -447,3 +447,16 @@ def test_a_better_loss_at_a_constant_answer_is_not_at_chance():
     assert found.accuracy == 60.0
     assert 0.8 < found.loss / -(0.6 * math.log(0.6) + 0.4 * math.log(0.4)) < 0.95
     assert not found.at_chance
+
+
+def test_where_one_class_is_nearly_all_a_perfect_answer_is_not_chance():
+    targets = torch.tensor([0] * 197 + [1] * 3)
+    right = torch.zeros(200, 2)
+    right[torch.arange(200), targets] = 0.9  # every answer right, at a loss above the entropy
+    found = evaluate(nn.Identity(), nn.functional.cross_entropy, [(right, targets)])
+    assert found.accuracy == 100.0
+    assert found.loss > 0.99 * 0.0779
+    assert not found.at_chance
+    constant = torch.zeros(200, 2)
+    constant[:, 0] = 0.9
+    assert evaluate(nn.Identity(), nn.functional.cross_entropy, [(constant, targets)]).at_chance

@@ -1,6 +1,8 @@
 """Recipes: lists of runs that say what the paper's comparisons say."""
 
+import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +20,10 @@ from batchramp.experiments import (
     from_file,
     plan_from_file,
 )
+from batchramp.experiments.recipes import TUNING_RULE
 from batchramp.experiments.tasks import MODELS, TASKS, load, training_samples
 
+TUNED_FILE = Path(store.__file__).parent / "experiments" / "tuned" / "figure1-quick.json"
 PANELS = ("constant", "inverse-sqrt", "cosine", "polynomial")
 POLICIES = ("increasing", "small", "equal-steps", "best-constant", "large", "lr-decay-twin")
 SIZES = {"increasing": 8, "small": 8, "equal-steps": 40, "best-constant": 64, "large": 4096,
@@ -180,7 +184,7 @@ def test_ties_go_to_the_smaller_lr_though_rounding_may_prefer_another() -> None:
     assert {panel["best-constant"]["batch_size"] for panel in cells.values()} == {8}
 
 
-@pytest.mark.parametrize("lost", ["collapsed", "diverged", "failed"])
+@pytest.mark.parametrize("lost", ["collapsed", "diverged"])
 def test_one_lost_run_rules_its_lr_out(lost: str) -> None:
     def status(panel: str, policy: str, size: int, lr: float, seed: int) -> str:
         return lost if lr == 0.5 and seed == 1001 else "finished"
@@ -205,6 +209,28 @@ def test_a_cell_without_an_lr_and_a_foreign_run_are_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="must be of figure1-tuning, got the run in mine"):
         choose_lr([foreign])
+
+
+def test_what_is_missing_unfinished_or_of_other_seeds_chooses_nothing() -> None:
+    complete = records(lambda *at: 50.0)
+    message = r"all runs of figure1-tuning and no others, ended: {} are missing or too many"
+    with pytest.raises(ValueError, match=message.format(1)):
+        choose_lr(complete[1:])
+    for status in ("failed", "running"):
+        with pytest.raises(ValueError, match=message.format(1)):
+            choose_lr([dataclasses.replace(complete[0], status=status), *complete[1:]])
+    with pytest.raises(ValueError, match=message.format(2 * len(complete))):
+        choose_lr(records(lambda *at: 50.0, seeds=(0, 1)))
+
+
+def test_the_note_says_how_lr_was_chosen_and_where_the_grid_ended() -> None:
+    (note,) = {run.note for run in figure1(seeds=[0])}
+    assert TUNING_RULE in note
+    cells = json.loads(TUNED_FILE.read_text())["cells"]
+    for panel, policies in cells.items():
+        for policy, cell in policies.items():
+            at_edge = f"{policy} ({panel}, {cell['lr']})" in note
+            assert at_edge == (cell["lr"] in (0.05, 0.5))
 
 
 # ---------------------------------------------------------------------------------- tasks, runs

@@ -18,9 +18,9 @@ def quadratic(
 ) -> tuple[Tensor, Tensor, Problem]:
     """The problem f_i(x) = Σ_j x_j²/(1 + x_j²) + <z_i, x>, |z_i| = r, Σ z_i = 0.
 
-    Quadratic near its minimum, bounded and nonconvex away from it. With φ(t) = t²/(1 + t²): f = Σ
-    φ(x_j), f* = 0, L = φ''(0) = 2 exactly, σ² = r² exactly (at every x), and max|φ'| = 9/(8√3)
-    gives G = √d · 9/(8√3) + r.
+    Quadratic near its minimum, nonconvex away from it; f is bounded, each f_i is not. With φ(t) =
+    t²/(1 + t²): f = Σ φ(x_j), f* = 0, L = φ''(0) = 2 exactly, σ² = r² exactly (at every x), and
+    max|φ'| = 9/(8√3) gives G = √d · 9/(8√3) + r.
 
     Args:
         n: number of f_i, even: the z_i come in pairs ±z.

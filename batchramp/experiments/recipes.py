@@ -171,10 +171,19 @@ def figure1(
         raise ValueError(f"part must be 'all' or 'main', got {part!r}")
     chosen = _committed() if tuned is None else tuned
     cells = chosen["cells"]
+    panels = tuple(_LR_SCHEDULES) if part == "all" else _MAIN_PANELS
     note = f"how lr was chosen: {chosen['rule']}" if "rule" in chosen else ""
+    at_edge = [
+        f"{policy} ({panel}, {cells[panel][policy]['lr']})"
+        for panel in panels
+        for policy in _POLICIES
+        if cells[panel][policy]["lr"] in (min(_LRS), max(_LRS))
+    ]
+    if note and at_edge:
+        note += f"; at an edge of that grid, perhaps better beyond it: {', '.join(at_edge)}"
     return [
         _run("figure1", panel, policy, seed, note=note, **cells[panel][policy])
-        for panel in (_LR_SCHEDULES if part == "all" else _MAIN_PANELS)
+        for panel in panels
         for policy in _POLICIES
         for seed in seeds
     ]
@@ -209,12 +218,21 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
         of every candidate (None where it is ruled out).
 
     Raises:
-        ValueError: a record is not of `figure1_tuning`, or a cell has no lr that is not ruled out.
+        ValueError: the records are not those of `figure1_tuning`, each ended, or a cell has no lr
+            that is not ruled out.
     """
     measured: dict[str, dict[_Candidate, list[float]]] = {}
     for record in records:
         if record.experiment != "figure1-tuning":
             raise ValueError(f"records must be of figure1-tuning, got the run in {record.folder}")
+    ended = {(r.panel, r.label, r.seed) for r in records if r.status in _ENDED}
+    expected = {(run.panel, run.label, run.seed) for run in figure1_tuning()}
+    if wrong := sorted(ended ^ expected):
+        raise ValueError(
+            f"records must be all runs of figure1-tuning and no others, ended: {len(wrong)} are "
+            f"missing or too many, such as {' / '.join(map(str, wrong[0]))}"
+        )
+    for record in records:
         policy, lr = record.label.split(" lr ")
         candidate = _Candidate(policy, record.plan.at(0).batch_size, float(lr))
         score = record.rows[-1]["validation_accuracy"] if record.status == "finished" else -math.inf
@@ -247,6 +265,9 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
         for candidate, score in found.items()
     ]
     return {"rule": TUNING_RULE, "cells": cells, "accuracies": accuracies}
+
+
+_ENDED = ("finished", "diverged", "collapsed")
 
 
 class _Candidate(NamedTuple):

@@ -23,9 +23,10 @@ class Evaluation(NamedTuple):
         loss: the mean loss.
         accuracy: percent of samples whose largest output is their class; None where the targets
             are not classes.
-        at_chance: accuracy (within 2 points) and loss (within 1 %) are no better than those of the
-            best constant answer: the share of the commonest class, and the entropy of the classes.
-            The gradient of such a network can be small, and that is no success.
+        at_chance: accuracy (within 2 points, or half of what is left to 100) and loss (within 1 %)
+            are no better than those of the best constant answer: the share of the commonest class,
+            and the entropy of the classes, so the loss must be cross-entropy to be judged. The
+            gradient of such a network can be small, and that is no success.
     """
 
     loss: float
@@ -71,7 +72,8 @@ def evaluate(
         return Evaluation(loss, None, False)
     accuracy = 100 * correct / count
     shares = frequencies.double() / count
-    at_chance = accuracy <= 100 * float(shares.max()) + _POINTS_ABOVE and not (
+    commonest = 100 * float(shares.max())
+    at_chance = accuracy <= commonest + min(_POINTS_ABOVE, (100 - commonest) / 2) and not (
         loss < _LOSS_SHARE * float(torch.special.entr(shares).sum())
     )
     return Evaluation(loss, accuracy, at_chance)

@@ -24,8 +24,8 @@ does not.
 Proposition 6 of Imaizumi and Iiduka (ACML 2025) prints β/(1 - β) for the momentum of the SHB that
 equals an NSHB, and μ/(1 + μ) for the way back. Both are wrong, as they take the two methods'
 buffers for equal where they differ by the factor 1 - β_{k-1}: for constant β the momentum is β
-itself. The printed one reaches 1 at β = 1/2, from where on SHB diverges even on a quadratic; it is
-9 for β = 0.9.
+itself. The printed one reaches 1 at β = 1/2, beyond which SHB diverges even on a quadratic; it is 9
+for β = 0.9.
 
     >>> nshb_to_shb([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     ([0.25, 0.25, 0.25], [0.5, 0.5, 0.5])
