@@ -100,13 +100,17 @@ def test_a_collapsed_run_never_wins_by_its_tiny_norm():
     assert {c.verdict for c in judgement.claims[:3]} == {"not decided (0 seeds)"}
 
 
-def test_failed_and_running_seeds_are_missing_pairs():
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_nothing_is_tested_before_all_runs_have_finished(status):
+    """Whoever looks while seeds come in, and stops when it suits, would decide by chance."""
     records = figure1(9)
-    for seed, status in ((0, "failed"), (1, "running")):
-        at = next(i for i, r in enumerate(records) if r.label == "small" and r.seed == seed)
-        records[at] = run("small", "constant", seed, status=status, rows=4)
-    assert "lower in 7 of 7 seeds" in sentences(records, 1)
-    assert verdict(records, 1) == "not decided (7 seeds)"
+    at = next(i for i, r in enumerate(records) if r.label == "small")
+    records[at] = run("small", "constant", 0, status=status, rows=4)
+    said = sentences(records, 1)
+    assert "lower in 8 of 8 seeds" in said
+    assert f"Not tested: not all runs have finished (small (b = 8): 1 of 9 {status})." in said
+    assert verdict(records, 1) == "not decided"
+    assert judge(records).tests < judge(figure1(9)).tests
 
 
 def test_unequal_epochs_are_not_compared():
@@ -242,12 +246,29 @@ def test_loss_below_its_start():
     rows = [*records[0].rows[:5], row, *records[0].rows[6:]]
     broken = [dataclasses.replace(records[0], rows=rows), *records[1:]]
     assert verdict(broken, 10) == "does not hold"
-    assert "seed 0 (finished): not below its start 2.30 at 1 of 12 epochs" in sentences(broken, 10)
+    assert "seed 0: not below its start 2.30 at 1 of 12 epochs" in sentences(broken, 10)
     assert verdict([run(s, initial=False) for s in "ab"], 10) == "not in these runs"
+    assert verdict(broken[:1], 10) == "does not hold"  # one counterexample is enough
+    assert "Claim 10 is no test over seeds" in judge(broken[:1]).note
 
 
-def test_a_diverged_loss_is_above_its_start():
-    assert verdict([run(status="diverged")], 10) == "does not hold"
+def test_the_loss_needs_its_seeds_in_every_cell():
+    records = figure1(8, ("cosine",), ("increasing", "small"))
+    assert verdict(records[:-1], 10) == "not decided (7 seeds)"
+    apart = [dataclasses.replace(r, seed=r.seed + 5) for r in records if r.label == "small"]
+    assert verdict(records[:5] + apart[:5], 10) == "not decided (5 seeds)"
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "collapsed", "diverged"])
+def test_a_loss_counts_in_finished_runs_alone(status):
+    records = figure1(8)
+    row = {**records[0].rows[-1], "train_loss": None if status == "diverged" else 2.4}
+    lost = dataclasses.replace(records[0], status=status, rows=[*records[0].rows[:-1], row])
+    assert verdict([lost], 10) == "not decided (0 seeds)"
+    assert verdict([lost, *records[1:]], 10) == "not decided (7 seeds)"
+    extra = dataclasses.replace(lost, seed=8)
+    assert verdict([extra, *records], 10) == "holds"
+    assert f"runs that did not finish do not count: 1 {status}" in sentences([extra, *records], 10)
 
 
 def test_controls_are_computed():
@@ -270,6 +291,35 @@ def test_holm_runs_over_all_tests_of_the_page():
     )
     assert two.tests == one.tests + 2  # claims 2 and 3
     assert f"Holm over {two.tests} tests" in " ".join(two.claims[0].sentences)
+
+
+def test_the_note_says_how_many_seeds_sign_flips_need():
+    """The floor of a test of equivalence is 1 / 2^n, half of that of a two-sided one."""
+    two_sided = judge(pair(8, (0.02, 73.0), (0.05, 71.0)))
+    assert not any("alike: " in s for c in two_sided.claims for s in c.sentences)
+    assert two_sided.tests == 4  # 2 · 4 / 2^n <= 0.05 from n = 8 on
+    assert "could decide nothing" not in two_sided.note
+    alike = judge(figure1(8, ("cosine",), ("increasing", "lr-decay-twin")))
+    assert alike.tests == 4
+    assert "could decide nothing" not in alike.note
+    for panels, needed in ((1, 9), (2, 10)):
+        judgement = judge(figure1(8, tuple(LRS)[:panels]))
+        least = min(n for n in range(30) if judgement.tests / 2**n <= 0.05)
+        assert least == needed
+        assert f"{judgement.tests} tests, could decide nothing below {least} seeds" in (
+            judgement.note
+        )
+        assert "whatever the runs say" not in judgement.note
+
+
+def test_the_note_says_what_is_assumed():
+    note = judge(figure1(8)).note
+    for said in ("close to normal", "symmetric about 0", "simulation", "of the same plan alone",
+                 "a factor of 1.1 either way"):  # fmt: skip
+        assert said in note
+    for seeds in (3, 8):
+        assert "number of seeds must be fixed beforehand" in judge(figure1(seeds)).note
+    assert "10 %" not in str(judge(figure1(8)))
 
 
 def test_a_decision_needs_both_tests():

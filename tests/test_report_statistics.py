@@ -151,6 +151,8 @@ def test_effect_size_and_seeds_needed():
     for tests in (1, 5, 6, 7, 40):
         n = seeds_needed(tests)
         assert 2 / 2**n * tests <= 0.05 < 2 / 2 ** (n - 1) * tests
+        n = seeds_needed(tests, sides=1)
+        assert 1 / 2**n * tests <= 0.05 < 1 / 2 ** (n - 1) * tests
 
 
 @pytest.mark.parametrize(

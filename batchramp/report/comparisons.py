@@ -2,7 +2,7 @@
 
 Runs of the same seed share their initial weights and their permutations. Fewer than `MIN_SEEDS`
 pairs decide nothing: they show means, ranges and signs. From there on a decision takes a paired
-t-test under Holm's correction and, uncorrected, exact sign flips, which assume nothing normal.
+t-test under Holm's correction and, uncorrected, exact sign flips, which assume symmetry alone.
 """
 
 import math
@@ -19,7 +19,8 @@ __all__ = ["ACCURACY", "NORM", "Comparison", "Measure", "compare"]
 MIN_SEEDS = 8
 LEVEL = 0.05
 ACCURACY_MARGIN = 0.5  # points
-NORM_MARGIN = 0.1  # a tenth of the norm
+NORM_MARGIN = 0.1  # of the logarithm: log(1 + this)
+NORM_ALIKE = f"within a factor of {1 + NORM_MARGIN:g} either way"
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 
@@ -199,6 +200,9 @@ def why_untested(a: Cell, b: Cell, pairs: Sequence[tuple[Record, Record]]) -> st
     lost = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.lost]
     if lost:
         return f"the seeds that are left would flatter ({'; '.join(lost)})"
+    left = [f"{cell.name}: {cell.remark}" for cell in (a, b) if cell.remark]
+    if left:
+        return f"not all runs have finished ({'; '.join(left)})"
     for r, s in pairs:
         x, y = last("samples")(r), last("samples")(s)
         if abs(x - y) > 0.01 * max(x, y):

@@ -155,13 +155,15 @@ def effect_size(differences: Sequence[float]) -> float:
     return float(d.mean()) / spread if spread > 0 else math.nan
 
 
-def seeds_needed(tests: int, level: float = 0.05) -> int:
-    """The least n at which the smallest two-sided p, 2 / 2^n, survives Holm over ``tests`` tests.
+def seeds_needed(tests: int, level: float = 0.05, sides: int = 2) -> int:
+    """The least n at which the smallest sign-flip p, sides / 2^n, survives Holm over ``tests``.
 
-    >>> seeds_needed(1), seeds_needed(6), seeds_needed(7)
-    (6, 8, 9)
+    A test of equivalence is one-sided at each margin: its floor is 1 / 2^n.
+
+    >>> seeds_needed(1), seeds_needed(6), seeds_needed(7), seeds_needed(7, sides=1)
+    (6, 8, 9, 8)
     """
-    return math.ceil(math.log2(2 * max(tests, 1) / level) - 1e-12)
+    return math.ceil(math.log2(sides * max(tests, 1) / level) - 1e-12)
 
 
 def _t_beyond(t: float, degrees: int) -> float:
