@@ -312,6 +312,9 @@ def test_from_sgd_converts_groups_and_refuses_what_it_cannot():
     assert "momentum" in groups[1], "the caller's group was changed"
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1"):
         QHM.from_sgd([x], lr=0.1, momentum=1)
+    for field in ("beta", "gamma"):
+        with pytest.raises(ValueError, match=f"a group of SGD must not set {field}"):
+            QHM.from_sgd([{"params": [x], field: 0.5}], lr=0.1, momentum=0.9)
     with pytest.raises(ValueError, match="dampening must be 0"):
         QHM.from_sgd([{"params": [x], "dampening": 0.1}], lr=0.1, momentum=0.9)
     with pytest.raises(ValueError, match="lr must be a finite number >= 0"):

@@ -1,6 +1,7 @@
 """QHM as a citizen of torch.optim: groups, hooks, closures, scaling, checkpoints, refusals."""
 
 import copy
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_what_a_scheduler_wrote_is_refused_before_anything_moves(options, field,
     assert x.item() == 1.0
 
 
+@pytest.mark.parametrize(("field", "value"), [("lr", None), ("gamma", "0.7")])
+def test_what_is_no_number_is_refused_at_the_step(field, value):
+    optimizer = QHM([parameter(1.0)], lr=0.1)
+    optimizer.param_groups[0][field] = value
+    with pytest.raises(ValueError, match=f"^{field} must be in .*, got {value!r}"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize(
     "choice",
     [
@@ -110,13 +119,37 @@ def test_numpy_numbers_are_taken_at_full_precision():
     assert x.item() == y.item()
 
 
+def test_numbers_of_other_kinds_become_floats(tmp_path):
+    groups = [
+        {"params": [parameter(1.0)]},
+        {"params": [parameter(1.0)], "lr": np.float64(0.3), "weight_decay": Fraction(1, 2)},
+    ]
+    optimizer = QHM(groups, lr=np.float64(0.1), beta=np.float32(0.5), gamma=1)
+    for group in optimizer.param_groups:
+        assert {type(group[name]) for name in ("lr", "beta", "gamma", "weight_decay")} == {float}
+    torch.save(optimizer.state_dict(), tmp_path / "state")
+    optimizer.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.3]
+
+
+@every_implementation
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_sparse_gradient_is_refused_before_any_group_moves(options):
+    x, y = parameter(1.0, 2.0), parameter(1.0, 2.0)
+    optimizer = QHM([{"params": [x]}, {"params": [y]}], lr=0.1, **options)
+    x.grad, y.grad = torch.ones_like(x), torch.ones_like(y).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert x.tolist() == [1.0, 2.0]
+
+
 @every_implementation
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_sparse_gradients_are_refused(options):
     embedding = nn.Embedding(5, 2, sparse=True)
     optimizer = QHM(embedding.parameters(), lr=0.1, **options)
     embedding.weight.grad = torch.ones(5, 2)
-    optimizer.step()  # so that the fused one has a plan
+    optimizer.step()  # so that the fused one has a layout
     before = embedding.weight.detach().clone()
     optimizer.zero_grad()
     embedding(torch.tensor([1, 2])).sum().backward()
@@ -324,7 +357,8 @@ def test_state_dict_round_trip(options):
         first.step()
     saved = copy.deepcopy(first.state_dict())
     assert list(saved["state"]) == [0]
-    assert list(saved["state"][0]) == ["momentum_buffer"]
+    assert list(saved["state"][0]) == ["momentum_buffer", "scale"]
+    assert saved["state"][0]["scale"] == 1.0
     with torch.no_grad():
         y.copy_(x)
     second = QHM([y], lr=0.9, gamma=0.1, **options)
@@ -337,36 +371,95 @@ def test_state_dict_round_trip(options):
     assert torch.equal(x, y)
 
 
-@every_implementation
-def test_distributed_checkpoint_state(options):
+def train(model, optimizer, first, last):
+    for k in range(first, last):
+        optimizer.param_groups[0]["gamma"] = 0.3 + 0.1 * k
+        torch.manual_seed(k)
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("steps_before_load", [0, 2])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pair.split("-")
+        for pair in ["loop-loop", "foreach-foreach", "fused-fused", "loop-fused", "fused-loop"]
+    ],
+)
+def test_distributed_checkpoint_state(source, target, steps_before_load, flat):
     from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
         get_optimizer_state_dict,
         set_optimizer_state_dict,
     )
 
-    def train(model, optimizer, first, last):
-        for k in range(first, last):
-            optimizer.param_groups[0]["gamma"] = 0.3 + 0.1 * k
-            torch.manual_seed(k)
-            optimizer.zero_grad()
-            model(torch.randn(4, 3)).square().sum().backward()
-            optimizer.step()
-
+    choice = StateDictOptions(flatten_optimizer_state_dict=flat)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
-    optimizer = QHM(model.parameters(), lr=0.1, **options)
+    optimizer = QHM(model.parameters(), lr=0.1, **OPTIONS[source])
     train(model, optimizer, 0, 3)
-    state = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    assert set(state["state"]) == {name for name, _ in model.named_parameters()}
-    assert all(list(entry) == ["momentum_buffer"] for entry in state["state"].values())
+    state = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=choice))
+    names = {name for name, _ in model.named_parameters()}
+    if flat:
+        assert {f"state.{n}.{k}" for n in names for k in ("momentum_buffer", "scale")} <= set(state)
+    else:
+        assert set(state["state"]) == names
+        assert all(s["scale"] == 1.0 for s in state["state"].values())
 
     twin = copy.deepcopy(model)
-    other = QHM(twin.parameters(), lr=0.5, **options)
-    set_optimizer_state_dict(twin, other, state)
+    other = QHM(twin.parameters(), lr=0.5, **OPTIONS[target])
+    start = copy.deepcopy(twin.state_dict())
+    train(twin, other, 0, steps_before_load)
+    twin.load_state_dict(start)
+    own = {k: other.param_groups[0][k] for k in ("foreach", "fused")}
+    set_optimizer_state_dict(twin, other, state, options=choice)
+    other.param_groups[0].update(own)
     train(model, optimizer, 3, 6)
     train(twin, other, 3, 6)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
+        if source == target:
+            assert torch.equal(a, b)
+        else:
+            torch.testing.assert_close(a, b)
+
+
+@every_implementation
+def test_a_state_without_scale_or_later_options_is_loaded(options):
+    x, y = parameter(1.0, 2.0), parameter(1.0, 2.0)
+    first, second = QHM([x], lr=0.1, **options), QHM([y], lr=0.1, **options)
+    x.grad = y.grad = torch.ones_like(x)
+    first.step()
+    saved = copy.deepcopy(first.state_dict())
+    del saved["state"][0]["scale"]
+    for name in set(saved["param_groups"][0]) - {"lr", "beta", "gamma", "params"}:
+        del saved["param_groups"][0][name]
+    second.load_state_dict(saved)
+    assert second.state[y]["scale"] == 1.0
+    with torch.no_grad():
+        y.copy_(x)
+    first.step()
+    second.step()
+    torch.testing.assert_close(x, y)
+
+
+def test_states_of_other_optimizers_and_values_out_of_range_are_refused_at_load():
+    x = parameter(1.0)
+    x.grad = torch.ones_like(x)
+    sgd, optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.9), QHM([x], lr=0.2)
+    sgd.step()
+    with pytest.raises(ValueError, match="has no beta") as error:
+        optimizer.load_state_dict(sgd.state_dict())
+    assert "\n" not in str(error.value)
+    for field, value in (("lr", -1.0), ("beta", 1.0), ("gamma", None), ("weight_decay", -1.0)):
+        saved = optimizer.state_dict()
+        saved["param_groups"][0][field] = value
+        with pytest.raises(ValueError, match=f"^{field} must be in"):
+            optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    assert len(optimizer.state) == 0
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_a_state_of_other_strides_is_loaded_rightly():
         source.step()
         target.step()
     assert target.state[last]["momentum_buffer"].stride() == last.stride()
-    assert "scale" in target.state[last], "the kernel was not used"
+    assert target.state[last]["scale"] != 1.0, "the kernel was not used"
     assert_close([plain], [last])
 
 
@@ -239,7 +239,7 @@ def test_without_a_kernel_that_works_fused_falls_back(break_it, monkeypatch):
         params = some_params()
         optimizer = QHM(params, lr=0.1, fused=True)
         steps(optimizer, params, 0, 20)
-        assert not any("scale" in state for state in optimizer.state.values())
+        assert all(state["scale"] == 1.0 for state in optimizer.state.values())
     finally:
         qhm._kernel_works.cache_clear()
     assert_equal(params, expected)
@@ -284,10 +284,10 @@ def test_tensor_subclasses_are_left_to_the_loop(kernel_calls):
     optimizer.step()
     assert x.tolist() == [0.5] * 3
     assert len(kernel_calls) <= 1, "only the trial of the kernel"
-    assert "scale" not in optimizer.state[x]
+    assert optimizer.state[x]["scale"] == 1.0
 
 
-# d leaves, the scale does not
+# d leaves, with scale 1
 
 
 @pytest.mark.parametrize("absent", [0.0, 0.3])
@@ -295,7 +295,7 @@ def test_a_run_that_saves_and_a_run_resumed_from_it_are_equal_bit_for_bit(absent
     saving = some_params()
     optimizer = QHM(saving, lr=0.1, fused=True, weight_decay=0.01)
     steps(optimizer, saving, 0, 100, absent)
-    assert any("scale" in state for state in optimizer.state.values()), "nothing to fold"
+    assert any(s["scale"] != 1.0 for s in optimizer.state.values()), "nothing to fold"
     torch.save(([p.detach() for p in saving], optimizer.state_dict()), tmp_path / "state")
     steps(optimizer, saving, 100, 200, absent)
 
@@ -317,7 +317,7 @@ def test_deepcopy_and_pickle_continue_bit_for_bit(leave):
     optimizer = QHM(params, lr=0.1)
     steps(optimizer, params, 0, 15)
     others, other = leave((params, optimizer))
-    assert not any("scale" in state for state in other.state.values())
+    assert all(state["scale"] == 1.0 for state in other.state.values())
     steps(optimizer, params, 15, 40)
     steps(other, others, 15, 40)
     assert others[0] is not params[0]
@@ -342,7 +342,8 @@ def test_every_way_out_holds_d_itself():
     states = [optimizer.state_dict()["state"], copy.deepcopy(after_15_steps()).state]
     states.append(pickle.loads(pickle.dumps(after_15_steps())).state)
     for state in states:
-        assert [set(s) for s in state.values()] == [{"momentum_buffer"}] * 4
+        assert [set(s) for s in state.values()] == [{"momentum_buffer", "scale"}] * 4
+        assert [s["scale"] for s in state.values()] == [1.0] * 4
     in_order = [[states[0][i]["momentum_buffer"] for i in range(4)]]
     for state in states[1:]:
         order = [s["momentum_buffer"] for s in state.values()]
@@ -468,3 +469,178 @@ def test_weight_decay_in_the_kernel_leaves_the_gradient_alone():
     x.grad = torch.ones(1000)
     QHM([x], lr=0.1, weight_decay=0.5, maximize=True, fused=True).step()
     assert torch.equal(x.grad, torch.ones(1000))
+
+
+# Tensors that change under way: the kernel would write past the end of the shorter ones
+
+
+OPTIONS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {}}
+every_implementation = pytest.mark.parametrize("options", OPTIONS.values(), ids=[*OPTIONS])
+
+
+def stepped(p, count=3, **options):
+    optimizer = QHM([p], lr=0.5, **options)
+    for _ in range(count):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    return optimizer
+
+
+@every_implementation
+@pytest.mark.parametrize(("before", "after"), [((10,), (20000,)), ((1,), (3, 4)), ((4, 3), (3, 4))])
+def test_a_state_of_another_shape_is_refused_at_load(options, before, after):
+    saved = stepped(nn.Parameter(torch.ones(before)), **options).state_dict()
+    p = nn.Parameter(torch.ones(after))
+    optimizer = QHM([p], lr=0.25, **options)
+    with pytest.raises(ValueError, match=r"^momentum_buffer has shape .*, its parameter") as error:
+        optimizer.load_state_dict(saved)
+    assert str(after) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert len(optimizer.state) == 0
+
+
+@every_implementation
+@pytest.mark.parametrize("what", ["data", "gradient", "buffer", "buffer's data"])
+@pytest.mark.parametrize("shape", [(14,), (1,), (9,), (2, 5), (5, 2)])
+def test_another_shape_in_mid_run_is_refused_before_anything_moves(options, what, shape):
+    x, p = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5, 2))
+    optimizer = stepped(p, **options)
+    optimizer.param_groups.insert(0, {**optimizer.param_groups[0], "params": [x]})
+    x.grad = torch.ones(3)
+    optimizer.step()
+    if what == "data":
+        p.data = torch.ones(shape)
+        if shape != (5, 2):
+            p.grad = torch.ones(shape)
+    elif what == "gradient":
+        p.grad.data = torch.ones(shape)
+    elif what == "buffer":
+        optimizer.state[p]["momentum_buffer"] = torch.ones(shape)
+    else:
+        optimizer.state[p]["momentum_buffer"].data = torch.ones(shape)
+    before = x.detach().clone(), p.detach().clone()
+    if shape == (5, 2):
+        optimizer.step()
+        return
+    name = "gradient" if what == "gradient" else "momentum_buffer"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^{name} has shape .*, its parameter"):
+            optimizer.step()
+    assert_equal((x, p), before)
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_converted_in_mid_run_goes_on(options, dtype):
+    torch.manual_seed(0)
+    model, expected = nn.Linear(20, 5), nn.Linear(20, 5).double()
+    expected.load_state_dict(model.state_dict())
+    optimizers = [
+        QHM(m.parameters(), lr=0.5, **o)
+        for m, o in ((model, options), (expected, {"foreach": False}))
+    ]
+    for k in range(9):
+        if k in (3, 6):
+            model.to(dtype if k == 3 else torch.float32)
+        grads = [torch.randn_like(p) for p in model.parameters()]
+        for m, optimizer in zip((model, expected), optimizers, strict=True):
+            for p, g in zip(m.parameters(), grads, strict=True):
+                p.grad = g.to(p.dtype)
+            optimizer.step()
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        assert optimizers[0].state[p]["momentum_buffer"].dtype == p.dtype
+        torch.testing.assert_close(p.double(), q, rtol=0, atol=20 * torch.finfo(dtype).eps + 1e-5)
+    scales = {state["scale"] for state in optimizers[0].state.values()}
+    assert (scales != {1.0}) == ("foreach" not in options), "the kernel takes over again"
+
+
+@every_implementation
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch has no grad_dtype")
+def test_a_gradient_of_another_dtype_in_mid_run(options):
+    x, y = nn.Parameter(torch.ones(40)), nn.Parameter(torch.ones(40))
+    optimizers = [stepped(x, **options), stepped(y, foreach=False)]
+    x.grad = None
+    x.grad_dtype = torch.float64
+    x.grad, y.grad = torch.ones(40, dtype=torch.float64), torch.ones(40)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_close([x], [y])
+
+
+def test_without_torch_compile_s_guards_changes_are_seen_as_well(monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    qhm._guards_work.cache_clear()
+    try:
+        params, expected = some_params(), some_params()
+        steps(QHM(params, lr=0.1), params, 0, 20)
+        steps(QHM(expected, lr=0.1, foreach=False), expected, 0, 20)
+        assert_close(params, expected)
+        p = nn.Parameter(torch.ones(10))
+        optimizer = stepped(p)
+        layout = optimizer._layouts[0]
+        optimizer.step()
+        assert optimizer._layouts[0] is layout
+        p.data = p.grad = torch.ones(14)
+        with pytest.raises(ValueError, match="has shape"):
+            optimizer.step()
+        embedding = nn.Parameter(torch.ones(10, 2))
+        optimizer = stepped(embedding)
+        embedding.grad = torch.ones(10, 2).to_sparse()
+        with pytest.raises(RuntimeError, match="sparse"):
+            optimizer.step()
+    finally:
+        qhm._guards_work.cache_clear()
+    monkeypatch.undo()
+    assert qhm._guards_work()
+    qhm._guards_work.cache_clear()
+
+
+def test_a_layout_is_made_once(monkeypatch):
+    made = []
+    make = QHM._make_layout
+    monkeypatch.setattr(QHM, "_make_layout", lambda *args: made.append(1) or make(*args))
+    params = some_params()
+    optimizer = QHM([{"params": params[:2]}, {"params": params[2:]}], lr=0.1)
+    for k in range(6):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.param_groups[0]["beta"] = 0.1 * k
+        optimizer.state_dict()
+    assert len(made) == 2
+
+
+def test_a_group_stepped_otherwise_in_between():
+    results = []
+    for fused in (True, False):
+        params = some_params()
+        optimizer = QHM(params, lr=0.1, fused=fused, foreach=False)
+        steps(optimizer, params, 0, 3, absent=0)
+        optimizer.param_groups[0]["fused"] = False
+        params[0].grad = None
+        optimizer.step()
+        optimizer.param_groups[0]["fused"] = fused
+        steps(optimizer, params, 4, 6, absent=0)
+        results.append(params)
+    assert_close(*results)
+
+
+@every_implementation
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_step(options, backend):
+    results = []
+    for compiled in (True, False):
+        torch._dynamo.reset()
+        params = some_params()
+        optimizer = QHM(params, lr=0.1, **options)
+        steps(optimizer, params, 0, 3, absent=0)
+        take_step = torch.compile(optimizer.step, backend=backend) if compiled else optimizer.step
+        for k in range(4):
+            optimizer.param_groups[0]["beta"] = 0.5 + 0.1 * k
+            for p in params:
+                p.grad = torch.full_like(p, k - 1.0)
+            take_step()
+        steps(optimizer, params, 3, 6, absent=0)
+        results.append(params)
+    assert_close(*results)

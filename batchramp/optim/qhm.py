@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from operator import is_
 from typing import Any, NamedTuple, cast
@@ -22,12 +23,24 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from batchramp.optim.conversions import from_sgd
 
+# Other subclasses of Tensor may not know foreach's functions: torch's default leaves them to the
+# loop, and so does this one.
 try:  # torch adds DTensor to this list when DTensor is first imported
     from torch.optim.optimizer import _foreach_supported_types as _FOREACH_TYPES
 except ImportError:
     _FOREACH_TYPES = [Tensor, torch.nn.Parameter]
 
 Number = float | Tensor
+
+_DEFAULTS = {
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "foreach": None,
+    "fused": None,
+    "capturable": False,
+    "differentiable": False,
+}
 
 
 class QHM(Optimizer):
@@ -70,22 +83,27 @@ class QHM(Optimizer):
             float16, complex, half precision on a CPU (where the kernel of torch 2.13 is wrong),
             DTensors, tensors with gaps in memory, and all of them where torch has no such kernel
             or where a value of beta or gamma is so near its limit that the kernel would lose
-            digits.
+            digits. Code that ``torch.compile`` traces goes through foreach.
         capturable: never read lr, beta or gamma back from a device: a captured CUDA graph follows
             these tensors as they are filled in place. Goes through foreach. Without it, tensors
             are read at each step.
         differentiable: let autograd pass through the step. Goes through the loop.
 
     Raises:
-        ValueError: when a value is outside its range, here or, for what a scheduler has written,
-            at the step; and when two options exclude each other.
-        RuntimeError: at the step, when a gradient is sparse.
+        ValueError: when a value is outside its range or a tensor's shape is not its parameter's,
+            here, at loading or, for what others have written, at the step before anything moves;
+            when two options exclude each other; when a loaded state lacks lr, beta or gamma.
+        RuntimeError: at the step, before anything moves, when a gradient is sparse.
 
-    Between two steps of the fused implementation ``state[p]["momentum_buffer"]`` holds
-    ``d / state[p]["scale"]``. What leaves the optimizer (``state_dict()``, a pickle, a deep copy)
-    holds d itself and no scale, whatever the implementation, so that one can load what another
-    has saved. Saving multiplies the live buffers as well: a run that saves at some step and a run
-    resumed from that file go on bit for bit alike.
+    ``state[p]["momentum_buffer"]`` holds ``d / state[p]["scale"]``. The scale is 1.0 unless a fused
+    step set it, and 1.0 in all that leaves the optimizer (``state_dict()``, a pickle, a deep copy),
+    so that one implementation can load what another has saved. To that end saving multiplies the
+    live buffers by their scales: a run that saves at some step and a run resumed from that file go
+    on bit for bit alike, but as this rounds once, a run that was looked at by ``state_dict()`` may
+    differ in the last digits from one that was not. As in torch, what ``state_dict()`` returns
+    holds the live tensors, which the next step changes: deepcopy it to keep it.
+
+    torch's OneCycleLR and CyclicLR need ``cycle_momentum=False``: there is no ``momentum`` here.
 
     Example:
         >>> import torch
@@ -152,9 +170,9 @@ class QHM(Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
         }
-        _check_options(defaults)
-        self._forget_plans()
-        super().__init__(params, defaults)
+        self._layouts: dict[int, _Layout] = {}
+        self._states: list[Any] = []
+        super().__init__(params, _checked(defaults))
 
     @classmethod
     def from_sgd(
@@ -194,7 +212,7 @@ class QHM(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, after checking the values that it sets for itself."""
         if isinstance(param_group, dict):
-            _check_options({**self.defaults, **param_group})
+            param_group.update(_checked({**self.defaults, **param_group}))
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -211,12 +229,17 @@ class QHM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not _same(self._states, self.state.values()):  # reset or replaced from outside
-            self._forget_plans()
-            self._states = list(self.state.values())
-        values = [_read(group) for group in self.param_groups]  # all, before anything moves
-        for index, group in enumerate(self.param_groups):
+            self._layouts.clear()
+        values = [_read(group) for group in self.param_groups]
+        work = []
+        for index, group in enumerate(self.param_groups):  # all, before anything moves
             with torch.set_grad_enabled(group["differentiable"]):
-                self._step_group(index, group, values[index])
+                work.append(self._prepare(index, group, values[index]))
+        self._states = list(self.state.values())
+        for group, own in zip(self.param_groups, work, strict=True):
+            with torch.set_grad_enabled(group["differentiable"]):
+                for take_step in own:
+                    take_step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,123 +252,118 @@ class QHM(Optimizer):
         return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # and so does load_state_dict
+        for group in state.get("param_groups", ()):
+            for field in ("lr", "beta", "gamma"):
+                if field not in group:
+                    raise ValueError(f"the state's parameter group has no {field}: not QHM's?")
+            group.update(_checked({**_DEFAULTS, **group}))
+        for p, own in state.get("state", {}).items():
+            if isinstance(p, Tensor) and own.get("momentum_buffer") is not None:
+                _check_shape("momentum_buffer", own["momentum_buffer"], p)
+                own["scale"] = float(own.get("scale", 1.0))
         super().__setstate__(state)
-        self._forget_plans()
+        self._layouts, self._states = {}, []
 
     @torch.no_grad()
     def _fold(self) -> None:
         """Multiply every buffer by its scale, so that it is d itself."""
         _rescale([s for s in self.state.values() if isinstance(s, dict) and "scale" in s], 1.0)
-        self._forget_plans()
 
-    def _forget_plans(self) -> None:
-        self._plans: dict[int, _Plan] = {}
-        self._states: list[Any] = []
-
-    def _step_group(self, index: int, group: dict[str, Any], values: "_Values") -> None:
+    def _prepare(
+        self, index: int, group: dict[str, Any], values: "_Values"
+    ) -> list[Callable[[], None]]:
+        """Check a group's tensors, bring their states in order, and return what steps them."""
+        # A layout lives from one fused step of its group to the next.
+        layout = self._layouts.pop(index, None)
         params: list[Tensor] = group["params"]
         grads = [g for p in params if (g := p.grad) is not None]
         if len(grads) != len(params):
             params = [p for p in params if p.grad is not None]
         if not params:
-            return
+            return []
         if not group["capturable"] and params[0].is_cuda:
             _refuse_capture()
         implementation = _implementation(group)
-        if implementation == "fused":
-            self._fused(index, params, grads, values)
-        elif implementation == "foreach":
-            self._foreach(params, grads, values)
-        else:
-            self._loop(params, grads, values, differentiable=group["differentiable"])
-
-    def _loop(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        values: "_Values",
-        *,
-        differentiable: bool = False,
-    ) -> None:
-        grads = _usable(params, grads)
-        _loop_step(params, grads, self._unscaled_states(params), values, differentiable)
-
-    def _foreach(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor], values: "_Values"
-    ) -> None:
-        grads = _usable(params, grads)
-        buffers = [state["momentum_buffer"] for state in self._unscaled_states(params)]
-        for indices in _by_kind(params).values():
-            _foreach_step(
-                [params[i] for i in indices],
-                [grads[i] for i in indices],
-                [buffers[i] for i in indices],
-                values,
+        if implementation == "loop":
+            states = self._unscaled_states(params, grads)
+            return [partial(_loop_step, params, grads, states, values, group["differentiable"])]
+        if implementation == "foreach":
+            states = self._unscaled_states(params, grads)
+            return [partial(_foreach_steps, params, grads, states, values)]
+        if layout is None or not layout.holds(params, grads):
+            layout = self._make_layout(params, grads, values)
+        self._layouts[index] = layout
+        work = [partial(_fused_step, bucket, grads, values) for bucket in layout.buckets]
+        if layout.rest:
+            rest, own = [params[i] for i in layout.rest], [grads[i] for i in layout.rest]
+            states = self._unscaled_states(rest, own)
+            others = all(type(p) in _FOREACH_TYPES for p in rest)
+            work.append(
+                partial(_foreach_steps if others else _loop_step, rest, own, states, values)
             )
+        return work
 
-    def _unscaled_states(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
+    def _unscaled_states(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> list[dict[str, Any]]:
         """Return the parameters' states, their momentum buffers made or brought back to d."""
-        states = [self.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(p)
-        scaled = [state for state in states if "scale" in state]
-        if scaled:  # a fused step came before
-            _rescale(scaled, 1.0)
-            self._plans.clear()
+        self._check_tensors(params, grads)
+        states = [self._fitting_state(p, 1.0) for p in params]
+        _rescale(states, 1.0)
         return states
 
-    def _fused(
-        self, index: int, params: list[Tensor], grads: list[Tensor], values: "_Values"
-    ) -> None:
-        plan = self._plans.get(index)
-        if plan is None or not plan.holds(params, grads):
-            plan = self._plans[index] = self._make_plan(params, grads, values)
-        for bucket in plan.buckets:
-            bucket_grads = bucket.gradients(grads)
-            arguments = _kernel_arguments(bucket.scale, values, bucket.params[0].dtype)
-            if arguments is None:
-                self._foreach(bucket.params, bucket_grads, values)
-            else:
-                _fused_step(bucket, bucket_grads, values, arguments)
-        if plan.rest:
-            rest = [params[i] for i in plan.rest]
-            others = all(type(p) in _FOREACH_TYPES for p in rest)
-            (self._foreach if others else self._loop)(rest, [grads[i] for i in plan.rest], values)
+    def _check_tensors(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        for p, g in zip(params, grads, strict=True):
+            if g.layout is not torch.strided:
+                raise RuntimeError(f"QHM does not support sparse gradients, got layout {g.layout}")
+            _check_shape("gradient", g, p)
+            buffer = self.state[p].get("momentum_buffer") if p in self.state else None
+            if buffer is not None:
+                _check_shape("momentum_buffer", buffer, p)
 
-    def _make_plan(self, params: list[Tensor], grads: list[Tensor], values: "_Values") -> "_Plan":
+    def _fitting_state(self, p: Tensor, scale: float) -> dict[str, Any]:
+        """Return p's state with a buffer of p's dtype and device; a new one has the given scale."""
+        state = self.state[p]
+        buffer = state.get("momentum_buffer")
+        if buffer is None:
+            state["momentum_buffer"] = torch.zeros_like(p)  # d = 0, and so any scale is right
+            state["scale"] = scale
+            return state
+        state.setdefault("scale", 1.0)
+        if buffer.dtype != p.dtype or buffer.device != p.device:
+            _rescale([state], 1.0)  # the other dtype may not hold d / scale
+            state["momentum_buffer"] = buffer.to(p.device, p.dtype)
+        return state
+
+    def _make_layout(
+        self, params: list[Tensor], grads: list[Tensor], values: "_Values"
+    ) -> "_Layout":
         """Find out which tensors the kernel can serve, and how they lie in memory."""
-        _refuse_sparse(grads)
+        self._check_tensors(params, grads)
         start = _settled_scale(values.beta, values.gamma)
         served, rest = [], []
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            can = _kernel_serves(p, g) and self._lay_out_buffer(p, start)
+            can = _kernel_serves(p, g) and _lies_as(p, self._fitting_state(p, start))
             (served if can else rest).append(i)
         buckets = []
         for kind in _by_kind([params[i] for i in served]).values():
             indices = [served[i] for i in kind]
             members = [params[i] for i in indices]
             states = [self.state[p] for p in members]
-            if len({state.get("scale", 1.0) for state in states}) > 1:
+            if len({state["scale"] for state in states}) > 1:
                 # Parameters that had no gradient at some step, or that are new. One sweep brings
                 # them to the scale to which beta and gamma lead anyway, where they stay.
                 _rescale(states, start)
-            own = [grads[i] for i in indices]
+            buffers = [state["momentum_buffer"] for state in states]
+            mismatched = [
+                j for j, i in enumerate(indices) if grads[i].stride() != params[i].stride()
+            ]
             whole = len(indices) == len(params)
-            buckets.append(_Bucket.of(members, own, states, None if whole else indices))
-        return _Plan(list(params), buckets, rest)
-
-    def _lay_out_buffer(self, p: Tensor, scale: float) -> bool:
-        """Make p's buffer lie in memory as p does; say whether it can (p may have gaps)."""
-        state = self.state[p]
-        buffer = state.get("momentum_buffer")
-        if buffer is None:
-            buffer = torch.zeros_like(p)  # d = 0, and so any scale is right
-            state["scale"] = scale
-        elif buffer.stride() != p.stride() or buffer.dtype != p.dtype:
-            buffer = torch.empty_like(p).copy_(buffer)
-        state["momentum_buffer"] = buffer
-        return buffer.stride() == p.stride()
+            buckets.append(
+                _Bucket(members, states, buffers, None if whole else indices, mismatched)
+            )
+        buffers = [buffer for bucket in buckets for buffer in bucket.buffers]
+        return _Layout(list(params), buckets, rest, _watch([*params, *grads, *buffers]))
 
 
 # Options and values
@@ -371,7 +389,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with plain floats for numbers of other kinds, refusing what cannot be."""
     for field in _RANGES:
         _check(field, options[field])
     if isinstance(options["weight_decay"], Tensor):
@@ -384,6 +403,8 @@ def _check_options(options: dict[str, Any]) -> None:
                 raise ValueError(f"fused must not be True with {field}=True")
     if options["foreach"] and options["differentiable"]:
         raise ValueError("foreach must not be True with differentiable=True")
+    numbers = {f: options[f] for f in _RANGES if not isinstance(options[f], Tensor)}
+    return {**options, **{field: float(value) for field, value in numbers.items()}}
 
 
 def _check(field: str, value: Any) -> None:
@@ -407,7 +428,7 @@ def _read(group: dict[str, Any]) -> _Values:
             # A read back from a device would stop a capture, and break autograd's graph.
             value = value.item() if fixed else value.squeeze()
         if not isinstance(value, Tensor):
-            if not in_range(value):
+            if type(value) is not float or not in_range(value):
                 _check(field, value)
             value = float(value)
         numbers.append(value)
@@ -423,8 +444,8 @@ def _implementation(group: dict[str, Any]) -> str:
         return "loop"
     if group["capturable"]:
         return "loop" if foreach is False else "foreach"
-    if fused or (fused is None and foreach is None):
-        return "fused"
+    if fused or (fused is None and foreach is None):  # the kernel cannot be traced
+        return "foreach" if torch.compiler.is_compiling() else "fused"
     return "foreach" if foreach else "loop"
 
 
@@ -432,6 +453,9 @@ def _group_from_sgd(
     group: dict[str, Any], lr: float, momentum: float, nesterov: bool
 ) -> dict[str, Any]:
     group = dict(group)
+    for field in ("beta", "gamma"):
+        if field in group:
+            raise ValueError(f"a group of SGD must not set {field}: set momentum and nesterov")
     if group.pop("dampening", 0) != 0:
         raise ValueError("dampening must be 0: SGD's first step is undamped, QHM's is not")
     own = [
@@ -443,17 +467,9 @@ def _group_from_sgd(
     return {**group, **from_sgd(lr, momentum, nesterov=nesterov)}
 
 
-def _refuse_sparse(grads: Sequence[Tensor]) -> None:
-    for g in grads:
-        if g.layout is not torch.strided:
-            raise RuntimeError(f"QHM does not support sparse gradients, got layout {g.layout}")
-
-
-def _usable(params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Refuse sparse gradients, and bring the others to the parameters' dtype."""
-    _refuse_sparse(grads)
-    # They differ only by the user's wish, where torch has Tensor.grad_dtype.
-    return [g.to(p.dtype) for p, g in zip(params, grads, strict=True)]
+def _check_shape(name: str, tensor: Tensor, p: Tensor) -> None:
+    if tensor.shape != p.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its parameter {tuple(p.shape)}")
 
 
 def _refuse_capture() -> None:
@@ -478,21 +494,47 @@ def _by_kind(params: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype],
 
 
 def _rescale(states: list[dict[str, Any]], scale: float) -> None:
-    """Bring every buffer to the given scale; scale 1 is not written, as the buffer is then d."""
-    swept = [state for state in states if state.get("scale", 1.0) != scale]
+    """Bring every buffer to the given scale."""
+    swept = [state for state in states if state["scale"] != scale]
     if swept:
         buffers = [state["momentum_buffer"] for state in swept]
-        torch._foreach_mul_(buffers, [state.get("scale", 1.0) / scale for state in swept])
-    _write_scale(states, scale)
-
-
-def _write_scale(states: list[dict[str, Any]], scale: float) -> None:
-    if scale == 1.0:
-        for state in states:
-            state.pop("scale", None)
-    else:
-        for state in states:
+        torch._foreach_mul_(buffers, [state["scale"] / scale for state in swept])
+        for state in swept:
             state["scale"] = scale
+
+
+def _watch(tensors: list[Tensor]) -> Callable[..., bool]:
+    """Return what tells whether tensors have the shapes, strides, dtypes and devices of these."""
+    if _guards_work():
+        return _guards(tensors)
+    facts = _facts(*tensors)
+    return lambda *others: _facts(*others) == facts
+
+
+def _facts(*tensors: Tensor) -> list[tuple[Any, ...]]:
+    plain = torch.strided
+    return [
+        (type(t), t.dtype, t.device, t.shape, t.stride() if t.layout is plain else t.layout)
+        for t in tensors
+    ]
+
+
+def _guards(tensors: list[Tensor]) -> Callable[..., bool]:
+    # torch.compile's guards compare in C++, some ten times faster than Python can.
+    make = cast("Any", torch._C)._dynamo.guards.TensorGuards
+    return make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+
+
+@functools.cache
+def _guards_work() -> bool:
+    """Try the guards, which are private to torch, on one tensor."""
+    x = torch.ones(2, 2, device="cpu")
+    others = [x.mT, x[:1], x.new_ones(4), x.double(), x.to_sparse(), x.to("meta")]
+    try:
+        holds = _guards([x])
+        return holds(torch.zeros_like(x)) and not any(map(holds, others))
+    except (AttributeError, TypeError, RuntimeError):
+        return False
 
 
 # Loop
@@ -503,10 +545,11 @@ def _loop_step(
     grads: Sequence[Tensor],
     states: Sequence[dict[str, Any]],
     values: _Values,
-    differentiable: bool,
+    differentiable: bool = False,
 ) -> None:
     for p, grad, state in zip(params, grads, states, strict=True):
-        g = -grad if values.maximize else grad
+        g = _of_dtype(p, grad)
+        g = -g if values.maximize else g
         if values.weight_decay != 0:
             if values.decoupled:
                 p.mul_(_on(1 - values.lr * values.weight_decay, p.device))
@@ -524,6 +567,11 @@ def _loop_step(
         state["momentum_buffer"] = d
 
 
+def _of_dtype(p: Tensor, g: Tensor) -> Tensor:
+    # They differ only by the user's wish, where torch has Tensor.grad_dtype.
+    return g if g.dtype == p.dtype else g.to(p.dtype)
+
+
 def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
@@ -534,6 +582,21 @@ def _weight(value: Any, like: Tensor) -> Any:
 
 
 # Foreach
+
+
+def _foreach_steps(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    values: _Values,
+) -> None:
+    for indices in _by_kind(params).values():
+        _foreach_step(
+            [params[i] for i in indices],
+            [_of_dtype(params[i], grads[i]) for i in indices],
+            [states[i]["momentum_buffer"] for i in indices],
+            values,
+        )
 
 
 def _foreach_step(
@@ -631,9 +694,13 @@ def _kernel_arguments(scale: float, values: _Values, dtype: torch.dtype) -> _Arg
     return _Arguments(new, lr_factor, momentum, 1 - weight, nesterov, overwrite=False)
 
 
-def _fused_step(
-    bucket: "_Bucket", grads: list[Tensor], values: _Values, arguments: _Arguments
-) -> None:
+def _fused_step(bucket: "_Bucket", grads: list[Tensor], values: _Values) -> None:
+    grads = bucket.gradients(grads)
+    arguments = _kernel_arguments(bucket.scale, values, bucket.params[0].dtype)
+    if arguments is None:
+        _rescale(bucket.states, 1.0)
+        _foreach_step(bucket.params, grads, bucket.buffers, values)
+        return
     weight_decay = values.weight_decay
     if values.decoupled and weight_decay != 0:
         torch._foreach_mul_(bucket.params, 1 - values.lr * weight_decay)
@@ -651,7 +718,8 @@ def _fused_step(
         is_first_step=arguments.overwrite,
     )
     if arguments.scale != bucket.scale:
-        _write_scale(bucket.states, arguments.scale)
+        for state in bucket.states:
+            state["scale"] = arguments.scale
 
 
 # The kernel's results on a CPU are wrong for half precision (torch 2.13); float16 cannot hold the
@@ -698,64 +766,23 @@ def _kernel_works() -> bool:
 
 @dataclass(eq=False, slots=True)
 class _Bucket:
-    """Tensors that one call of the kernel serves: of one device, dtype and scale.
-
-    The kernel on a CPU takes parameter, gradient and buffer for flat arrays, whatever their
-    strides: when these differ it is silently wrong, and so is torch's own SGD(fused=True). So the
-    strides are looked at on every step, in the cheapest way that is right: where all tensors were
-    contiguous, ask just that; elsewhere compare with the strides that were found in order.
-    """
+    """Tensors that one call of the kernel serves: of one device, dtype and scale."""
 
     params: list[Tensor]
     states: list[dict[str, Any]]
     buffers: list[Tensor]
     indices: list[int] | None  # places in the list of the group's gradients; None: all of it
-    strides: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None  # None: all contiguous
     mismatched: list[int]  # gradients that lie otherwise than their parameters
-
-    @classmethod
-    def of(
-        cls,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Any]],
-        indices: list[int] | None,
-    ) -> "_Bucket":
-        strides = None
-        # On other devices the kernel wants equal strides even where a size of 1 makes them idle.
-        if params[0].device.type != "cpu" or not (_contiguous(params) and _contiguous(grads)):
-            strides = ([p.stride() for p in params], [g.stride() for g in grads])
-        mismatched = []
-        if strides is not None:
-            mismatched = [i for i, (s, t) in enumerate(zip(*strides, strict=True)) if s != t]
-        buffers = [state["momentum_buffer"] for state in states]
-        return cls(params, states, buffers, indices, strides, mismatched)
 
     @property
     def scale(self) -> float:
         """The scale that all of the buffers have."""
-        return self.states[0].get("scale", 1.0)
-
-    def own(self, grads: list[Tensor]) -> list[Tensor]:
-        """Pick the bucket's gradients from the group's."""
-        return grads if self.indices is None else [grads[i] for i in self.indices]
-
-    def holds(self, grads: list[Tensor]) -> bool:
-        """Tell whether buffers and strides are still as they were."""
-        if not _same(self.buffers, [state.get("momentum_buffer") for state in self.states]):
-            return False
-        grads = self.own(grads)
-        if self.strides is None:
-            return _contiguous(grads) and _contiguous(self.params)
-        return (
-            all(g.layout is torch.strided for g in grads)
-            and [p.stride() for p in self.params] == self.strides[0]
-            and [g.stride() for g in grads] == self.strides[1]
-        )
+        return self.states[0]["scale"]
 
     def gradients(self, grads: list[Tensor]) -> list[Tensor]:
-        """Return the bucket's gradients, lying in memory as their parameters do."""
-        grads = self.own(grads)
+        """Pick the bucket's gradients from the group's, lying in memory as their parameters do."""
+        if self.indices is not None:
+            grads = [grads[i] for i in self.indices]
         if self.mismatched:
             grads = list(grads)
             for i in self.mismatched:
@@ -763,8 +790,11 @@ class _Bucket:
         return grads
 
 
-def _contiguous(tensors: list[Tensor]) -> bool:
-    return all(map(Tensor.is_contiguous, tensors))
+def _lies_as(p: Tensor, state: dict[str, Any]) -> bool:
+    """Make p's buffer lie in memory as p does; say whether it can (p may have gaps)."""
+    if state["momentum_buffer"].stride() != p.stride():
+        state["momentum_buffer"] = torch.empty_like(p).copy_(state["momentum_buffer"])
+    return state["momentum_buffer"].stride() == p.stride()
 
 
 def _laid_out_as(p: Tensor, g: Tensor) -> Tensor:
@@ -776,13 +806,27 @@ def _laid_out_as(p: Tensor, g: Tensor) -> Tensor:
 
 
 @dataclass(eq=False, slots=True)
-class _Plan:
-    """How to step one group's tensors, found out once and kept while nothing has changed."""
+class _Layout:
+    """How to step one group's tensors, found out once and kept while nothing has changed.
+
+    The kernel on a CPU takes parameter, gradient and buffer for flat arrays of the parameter's
+    length, whatever their shapes and strides: where strides differ it is silently wrong, and so is
+    torch's own SGD(fused=True); where lengths differ it writes past the end. So every step asks
+    whether parameters and buffers are the same objects, and all tensors still alike.
+    """
 
     params: list[Tensor]
     buckets: list[_Bucket]
     rest: list[int]  # places of the tensors that the kernel cannot serve
+    unchanged: Callable[..., bool]  # asked of parameters, gradients and the buckets' buffers
 
     def holds(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        """Tell whether the plan still describes these tensors."""
-        return _same(self.params, params) and all(bucket.holds(grads) for bucket in self.buckets)
+        """Tell whether the layout still describes these tensors."""
+        if not _same(self.params, params):
+            return False
+        buffers = []
+        for bucket in self.buckets:
+            if not _same(bucket.buffers, [s.get("momentum_buffer") for s in bucket.states]):
+                return False
+            buffers += bucket.buffers
+        return self.unchanged(*params, *grads, *buffers)
