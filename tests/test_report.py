@@ -279,6 +279,7 @@ def test_the_page_says_under_what_conditions():
     text = Page(render(figure1(3))).text
     for said in ("clean training set, network in eval mode", "initial weights and the permutations",
                  "test set is read at the last epoch", "3: 0, 1 and 2", "threads 2",
+                 "A collapsed run is no better than a constant answer", "geometric means",
                  "system Linux, cpus 2", "python 3.11.7", "12 epochs"):  # fmt: skip
         assert said in text
 
@@ -326,6 +327,13 @@ def test_marks_stand_where_the_batch_grows():
     assert sorted(line.get_xdata()[0] for line in marks) == [3, 6, 9]
     colour = styles(["increasing", "small"])["increasing"].colour
     assert {to_hex(line.get_color()) for line in marks} == {colour}
+
+
+def test_a_plan_in_steps_has_no_marks():
+    plan = Plan(steps=564, batch_size=Linear(8, 1))
+    cells = studies([dataclasses.replace(run("increasing", "cosine"), plan=plan)])[0].cells
+    axes, _ = lines(cells)
+    assert [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) == 2] == []
 
 
 def test_a_label_looks_the_same_everywhere_and_unlike_the_others():

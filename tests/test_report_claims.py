@@ -5,8 +5,10 @@ import pytest
 from test_report_runs import ENDS, LRS, figure1, plan_of, run
 
 from batchramp.plan import Plan
+from batchramp.report.cells import Cell, percent
 from batchramp.report.claims import judge
 from batchramp.report.comparisons import Comparison
+from batchramp.report.thresholds import compare_thresholds
 from batchramp.schedules import Exponential, Linear
 
 SWAPPED = {**ENDS, "increasing": ENDS["small"], "small": ENDS["increasing"]}
@@ -282,6 +284,117 @@ def test_controls_are_computed():
     apart = {**ENDS, "lr-decay-twin": (0.1, 60.0)}
     twin = judge(figure1(9, ends=apart)).controls[-1]
     assert twin.verdict == "does not hold"
+
+
+def control(records, word):
+    return next(c for c in judge(records).controls if word in c.statement)
+
+
+def test_the_constant_chosen_by_accuracy_is_not_called_the_best_by_norm():
+    found = control(figure1(2), "chosen by validation accuracy")
+    assert "the constant batch size that was chosen by validation accuracy" in found.statement
+    assert "best constant" not in str(found)
+    said = "cosine: the constant batch size with the lowest minimum norm is that of {} (b = {}), {}"
+    assert said.format("best-constant", 16, "0.0") in " ".join(found.sentences)
+    lower = {**ENDS, "large": (0.01, 60.0), "lr-decay-twin": (0.001, 73.0)}
+    records = figure1(2, ends=lower)
+    sentence = next(s for s in control(records, "chosen by").sentences if "with the lowest" in s)
+    assert "large (b = 64), 0.0" in sentence
+    assert "increasing (8 → 64) ends higher, at 0.0" in sentence
+    # A lost policy has no lowest norm.
+    records += [run("large", p, 2, status="collapsed") for p in ("constant", "cosine")]
+    said = " ".join(control(records, "chosen by").sentences)
+    assert "with the lowest minimum norm is that of best-constant" in said
+
+
+def test_controls_of_another_lr_say_so():
+    records = figure1(2)
+    twins = [
+        dataclasses.replace(r, plan=plan_of(r.label, r.panel, lr=0.05))
+        if r.label == "lr-decay-twin"
+        else r
+        for r in records
+    ]
+    told = "lr-decay-twin (b = 8) starts at lr 0.05, increasing (8 → 64) at 0.1"
+    assert told in " ".join(control(twins, "lr-decay twin").sentences)
+    assert "starts at lr" not in " ".join(control(records, "lr-decay twin").sentences)
+    assert "starts at lr" not in " ".join(control(twins, "as many steps").sentences)
+
+
+def test_the_ratio_of_norms_is_that_of_the_test():
+    """The geometric mean, whose reciprocal is the ratio the other way round."""
+    norms = {0: (0.01, 0.05), 1: (0.05, 0.04)}
+    ratios = []
+    for swap in (False, True):
+        records = [
+            run(label, "cosine", s, norm=norms[s][i != swap], noise=0)
+            for s in norms
+            for i, label in enumerate(("increasing", "small"))
+        ]
+        ratios.append(sentences(records, 1).partition("ratio ")[2].partition(";")[0])
+    # (0.2 · 1.25) ^ 1/2, and not the mean of 0.2 and 1.25
+    assert ratios == ["0.50 [0.20, 1.25]", "2.00 [0.80, 5.00]"]
+
+
+def test_heavy_ball_is_not_sgd():
+    plan = Plan(epochs=12, batch_size=8, lr=0.1, beta=0.9)
+    plain = dataclasses.replace(plan, beta=None)
+    qhm = [run("qhm", "constant", s, plan=momentum_plan(0.7)) for s in range(2)]
+    for optimizer, planned, expected in (
+        ("SGD", plan, False),
+        ("SGD(momentum=0.9)", plain, False),
+        ("Adam", dataclasses.replace(plan, beta=0.0), False),
+        ("SGD", dataclasses.replace(plan, beta=0.0), True),
+        ("SGD", plain, True),
+    ):
+        other = [run("o", "constant", s, plan=planned, optimizer=optimizer) for s in range(2)]
+        assert ("SGD against QHM" in sentences(qhm + other, 6)) == expected
+        assert (verdict(qhm + other, 6) != "not in these runs") == expected
+
+
+def test_jumps_need_a_plan_in_epochs():
+    """A row has the batch size of the epoch's end: under another unit it may have grown before."""
+    records = pair(2, (0.02, 73.0), (0.05, 71.0))
+    plan = Plan(steps=1200, batch_size=Exponential(8, factor=2, every=300), lr=0.1)
+    steps = [dataclasses.replace(r, plan=plan) if r.label == "increasing" else r for r in records]
+    assert verdict(records, 4) == "not decided (2 seeds)"
+    assert verdict(steps, 4) == "not in these runs"
+    assert "in epochs" in sentences(steps, 4)
+
+
+def reached(*samples):
+    """A run whose validation accuracy first reaches 1, 2, ... at these samples; None is never."""
+    end = 1 + max(s for s in samples if s is not None)
+    rows = [
+        {"samples": k, "steps": k, "validation_accuracy": level}
+        for k in range(1, end + 1)
+        for level in [max([i + 1 for i, s in enumerate(samples) if s is not None and s <= k] + [0])]
+    ]
+    return dataclasses.replace(run("small"), rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((1, 2, 4, 5), (2, 3, 5, 6), "needs fewer at 4 (between 1.0 % and 4.0 %) of 4 thresholds"),
+        (
+            (2, 3, 5, 6),
+            (3, 3, 6, 6),
+            "fewer at 2 (among those from 1.0 % to 3.0 %) and equally many at 2",
+        ),
+        ((2, 3, 5, 6), (3, 3, 5, 6), "fewer at 1 (1.0 %) and equally many at 3"),
+        ((1, 2, None, None), (2, 3, None, None), "at 2, neither gets there with every seed"),
+    ],
+)
+def test_thresholds_are_all_accounted_for(ours, theirs, said):
+    cells = [
+        Cell("p", label, "", (reached(*samples),))
+        for label, samples in (("increasing", ours), ("small", theirs))
+    ]
+    found = compare_thresholds(
+        "p", *cells, "validation_accuracy", True, "accuracy", percent, [1.0, 2.0, 3.0, 4.0]
+    )
+    assert said in found.sentence
 
 
 def test_holm_runs_over_all_tests_of_the_page():

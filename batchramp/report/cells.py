@@ -92,7 +92,12 @@ class Cell:
 
     @property
     def growths(self) -> tuple[int, ...]:
-        """The epochs at whose start the batch had grown, from the longest run's rows."""
+        """The epochs at whose start the batch had grown, from the longest run's rows.
+
+        Of a plan in epochs alone: under another a row has the batch size of the epoch's end.
+        """
+        if self.records[0].plan.unit != "epochs":
+            return ()
         rows = max((r.rows for r in self.records), key=len)
         sizes = [row["batch_size"] for row in rows]
         return tuple(

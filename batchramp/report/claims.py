@@ -22,6 +22,7 @@ from batchramp.report.cells import (
     listed,
     number,
     percent,
+    setting,
     spread,
     state,
     studies,
@@ -315,7 +316,9 @@ def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
     accuracy = curve_accuracy(study)
     for panel in study.panels:
         ours, control = study.cell(panel, "increasing"), study.cell(panel, "small")
-        if ours is None or control is None or not ours.growths or control.growths:
+        if ours is None or control is None or not ours.growths:
+            continue
+        if _kind(control.records[0].plan.batch_size) != "Constant":
             continue
         measures = [_jump("full_gradient_norm", "fall of log norm", ours.growths, -1)]
         if accuracy:
@@ -333,7 +336,10 @@ def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
             "against the change of the small batch, which does not grow, over the same epochs. "
             "The test set is not read along the way.",
         )
-    return found, said, "it needs “increasing”, with a batch that grows, beside “small” in a panel"
+    return found, said, (
+        "it needs “increasing”, under a plan in epochs with a batch that grows, beside “small” in "
+        "a panel"
+    )  # fmt: skip
 
 
 def _at_growth(panel: str, ours: Cell, control: Cell) -> str:
@@ -342,10 +348,18 @@ def _at_growth(panel: str, ours: Cell, control: Cell) -> str:
     text = f"{panel}: the batch grows at {'epoch ' if len(epochs) == 1 else 'epochs '}{where}"
     if len(epochs) > 12:
         text = f"{panel}: the batch grows at {where}"
-    lrs = {cell.records[0].plan.at(0).lr for cell in (ours, control)}
-    if len(lrs) > 1:
-        text += "; the control has another lr, so that its epochs differ in more than the batch"
-    return text + "."
+    return "; ".join(part for part in (text, _other_lr(ours, control)) if part) + "."
+
+
+def _other_lr(ours: Cell, theirs: Cell) -> str:
+    """Where two policies start at, each with the lr it was given; "" if at the same."""
+    x, y = (cell.records[0].plan.at(0).lr for cell in (ours, theirs))
+    if x == y:
+        return ""
+    return (
+        f"{theirs.name} starts at lr {setting(_start(theirs, 'lr'))}, {ours.name} at "
+        f"{setting(_start(ours, 'lr'))}, so that they differ in more than the batch"
+    )
 
 
 def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> Measure:
@@ -407,15 +421,20 @@ def _is_constant(schedule: Any, value: float) -> bool:
 
 
 def _momentum(record: Record) -> str:
-    """QHM, NSHB (gamma = 1) or SGD (gamma or beta = 0), by the Plan; else the optimizer's name."""
-    plan = record.plan
+    """QHM, NSHB (gamma = 1) or SGD (gamma or beta = 0), by the Plan; else the optimizer's name.
+
+    torch's SGD with a momentum, its own or a planned beta, is heavy ball: none of the three.
+    """
+    plan, name = record.plan, record.optimizer.upper()
+    if not name.startswith("QHM"):
+        plain = plan.beta is None or _is_constant(plan.beta, 0)
+        moving = not plain or "MOMENTUM" in name
+        return "SGD" if name.partition("(")[0] == "SGD" and not moving else f"{name}, its own"
     if _is_constant(plan.gamma, 0) or _is_constant(plan.beta, 0):
         return "SGD"
     if _is_constant(plan.gamma, 1):
         return "NSHB"
-    if plan.gamma is not None:
-        return "QHM"
-    return record.optimizer.upper()
+    return name if plan.gamma is None else "QHM"
 
 
 def _grows(cell: Cell) -> bool:
@@ -482,7 +501,7 @@ def _claim6(study: Study) -> tuple[list[Comparison], list[str], str]:
             )
     return found, said, (
         "it needs runs of one batch and lr schedule under two of QHM, NSHB (gamma = 1) and SGD "
-        "(gamma or beta = 0)"
+        "(gamma or beta = 0, or torch’s SGD without momentum)"
     )  # fmt: skip
 
 
@@ -596,12 +615,11 @@ def _extremes(
             means.setdefault(seed, []).append(mean(logs))
     d = [b - a for a, b in means.values() if math.isfinite(a) and math.isfinite(b)]
     left = sum(len(c.records) - len(c.finished) for c in grid.values())
-    ratios = [math.exp(x) for x in d]
     return Comparison(
         where=f"{name} {high:g} against {low:g}",
         kind="unlike" if name == "lr" else "alike",
         differences=tuple(d),
-        sentence=f"ratio {spread(ratios, ratio)}; {signs(d, NORM)}."
+        sentence=f"ratio {spread(d, ratio)}; {signs(d, NORM)}."
         if d
         else "no seed finished the whole grid.",
         margin=math.log1p(NORM_MARGIN),
@@ -674,8 +692,8 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
         ),
         (
             "best-constant",
-            "Control: against the best constant batch, the increasing batch has the lower norm "
-            "and at least its accuracy.",
+            "Control: against the constant batch size that was chosen by validation accuracy, the "
+            "increasing batch has the lower norm and at least its accuracy.",
             False,
         ),
         (
@@ -695,6 +713,8 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
                     continue
                 if text := steps_sentence(ours, theirs):
                     remarks.append(prefix + text)
+                if label == "best-constant" and (text := _lowest_norm(study, ours)):
+                    remarks.append(prefix + text)
                 for measure, margin, favour in (
                     (NORM, math.log1p(NORM_MARGIN), -1),
                     (ACCURACY, ACCURACY_MARGIN, 1),
@@ -710,8 +730,31 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
     return drafts
 
 
+def _lowest_norm(study: Study, ours: Cell) -> str:
+    """The increasing batch beside the constant batch of the least norm; "" if there is none."""
+    found = [
+        (mean(values), cell)
+        for cell in study.panel(ours.panel)
+        if _kind(cell.records[0].plan.batch_size) == "Constant"
+        and cell.label != "lr-decay-twin"
+        and not cell.lost
+        and (values := cell.values(NORM.of))
+    ]
+    norms = ours.values(NORM.of)
+    if not found or not norms or ours.lost:
+        return ""
+    least, cell = min(found, key=lambda pair: pair[0])
+    way = "lower" if mean(norms) < least else "higher"
+    panel = f"{ours.panel}: " if ours.panel else ""
+    return (
+        f"{panel}the constant batch size with the lowest minimum norm is that of {cell.name}, "
+        f"{number(least)}; {ours.name} ends {way}, at {number(mean(norms))} (means; not tested, "
+        "because it was picked by that norm)."
+    )
+
+
 def steps_sentence(ours: Cell, theirs: Cell) -> str:
-    """Both results and the share of steps, in one sentence; "" if either has no finished run."""
+    """Both results, the share of steps and an lr that differs; "" if either has no finished run."""
     norms = [cell.values(NORM.of) for cell in (ours, theirs)]
     accuracies = [cell.values(ACCURACY.of) for cell in (ours, theirs)]
     steps = [cell.values(last("steps")) for cell in (ours, theirs)]
@@ -727,10 +770,12 @@ def steps_sentence(ours: Cell, theirs: Cell) -> str:
     if not parts:
         return ""
     share = mean(steps[0]) / mean(steps[1])
+    apart = _other_lr(ours, theirs)
     panel = f"{ours.panel}: " if ours.panel else ""
     return (
         f"{panel}compared with {theirs.name}, {ours.name} ends {' and '.join(parts)}, with "
-        f"{_share(share)} ({count(mean(steps[0]))} against {count(mean(steps[1]))})."
+        f"{_share(share)} ({count(mean(steps[0]))} against {count(mean(steps[1]))})"
+        f"{'; ' if apart else ''}{apart}."
     )
 
 

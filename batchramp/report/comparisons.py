@@ -233,13 +233,19 @@ def _describe(
 
 def _effect(d: Sequence[float], measure: Measure) -> str:
     if measure.log:
-        return f"ratio {spread([math.exp(x) for x in d], ratio)}"
+        return f"ratio {spread(d, ratio)}"
     low, high = (signed(end) for end in (min(d), max(d)))
     inside = "" if low == high else f" [{low}, {high}]"
     return f"difference {signed(mean(d))}{inside}{measure.unit}"
 
 
-def ratio(value: float) -> str:
+def ratio(log: float) -> str:
+    """A ratio by its logarithm: the mean of logarithms becomes the geometric mean.
+
+    >>> spread([math.log(0.2), math.log(1.25)], ratio)
+    '0.50 [0.20, 1.25]'
+    """
+    value = math.exp(log)
     return f"{value:.2f}" if 0.0995 <= value < 9.995 else f"{value:.2g}"
 
 

@@ -5,7 +5,6 @@ that comes from a file is escaped by the template.
 """
 
 import base64
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, final
 
 from jinja2 import Environment, StrictUndefined
 
+from batchramp import store
 from batchramp.report.cells import (
     Cell,
     Study,
@@ -69,15 +69,7 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"out must be a file in a folder that exists, got {path}")
     page = render(records)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(page.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    store.write(path, page.encode())
     return path
 
 

@@ -100,22 +100,33 @@ def compare_thresholds(
     parts = [f"equally many at {same}"] if same else []
     for where, words in ((more, "more"), (fewer, "fewer")):
         if where:
-            low, high = text(grid[where[0]]), text(grid[where[-1]])
-            parts.insert(0, f"{words} at {len(where)} ({low} to {high})")
+            parts.insert(0, f"{words} at {len(where)} ({_range(where, grid, text)})")
     sentence = (
         f"{ours.name} needs {listed(parts)} of {len(grid)} thresholds than {theirs.name}"
         if parts
-        else f"no threshold is reached by every seed of {ours.name} and of {theirs.name}"
+        else f"none of {len(grid)} thresholds is reached by every seed of both "
+        f"{ours.name} and {theirs.name}"
     )
     if alone:
         sentence += f"; it alone gets there with every seed at {alone}"
     if without:
         sentence += f"; {theirs.name} alone gets there with every seed at {without}"
+    if neither := len(grid) - len(fewer) - len(more) - same - alone - without:
+        sentence += f"; at {neither}, neither gets there with every seed"
     if d:
-        ratios = [math.exp(-x) for x in d]
-        sentence += f"; samples needed: {spread(ratios, ratio)} times as many"
+        sentence += f"; samples needed: {spread([-x for x in d], ratio)} times as many"
     untested = why_untested(ours, theirs, [])
     if not untested and (fewer or alone) and (more or without):
         untested = "which of them is first depends on the threshold"
     return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
                       obstacle=untested)  # fmt: skip
+
+
+def _range(where: Sequence[int], grid: Sequence[float], text: Callable[[float], str]) -> str:
+    """Which thresholds: "between" two if no other lies there, else "among those from"."""
+    low, high = text(grid[where[0]]), text(grid[where[-1]])
+    if low == high:
+        return low
+    if where[-1] - where[0] == len(where) - 1:
+        return f"between {low} and {high}"
+    return f"among those from {low} to {high}"
