@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from numbers import Real
 from operator import is_
 from typing import Any, NamedTuple, cast
@@ -824,9 +825,9 @@ class _Layout:
         """Tell whether the layout still describes these tensors."""
         if not _same(self.params, params):
             return False
-        buffers = []
         for bucket in self.buckets:
-            if not _same(bucket.buffers, [s.get("momentum_buffer") for s in bucket.states]):
+            present = map(dict.get, bucket.states, repeat("momentum_buffer"))
+            if not all(map(is_, bucket.buffers, present)):
                 return False
-            buffers += bucket.buffers
+        buffers = chain.from_iterable(bucket.buffers for bucket in self.buckets)
         return self.unchanged(*params, *grads, *buffers)
