@@ -284,6 +284,12 @@ def test_the_page_says_under_what_conditions():
         assert said in text
 
 
+def test_how_verdicts_are_formed_is_told_in_full_once():
+    text = Page(render(figure1(8))).text
+    assert text.count("a decision takes a paired t-test") == 2  # in short at the head of the page
+    assert text.count("number of seeds must be fixed beforehand") == 1
+
+
 def test_every_axis_has_its_tab_and_its_figures():
     text = render(figure1(**SMALL))
     for axis in AXES:
