@@ -461,10 +461,13 @@ def test_runs_of_the_same_plan_are_seldom_declared_different():
             for k, label in enumerate(("increasing", "small"))
             for seed in range(8)
         ]
-        claim = judge(records).claims[0].verdict
-        assert claim in ("holds", "does not hold", "not decided")
-        decided += claim != "not decided"
-    assert decided <= 12  # 6 expected at most, were claim 1 the only test; P(> 12) < 1 %
+        claims = judge(records).claims
+        assert claims[0].verdict in ("holds", "does not hold", "not decided")
+        # Of policies that are the same, "at least" (claim 3) may hold; all else is an error.
+        decided += claims[2].verdict == "does not hold" or any(
+            claims[i].verdict in ("holds", "does not hold") for i in (0, 7)
+        )
+    assert decided <= 12  # 6 expected at most; P(> 12) < 1 %
 
 
 def test_studies_are_not_mixed():
