@@ -3,18 +3,13 @@
 All candidates run in one process, in rounds whose order is shuffled; a candidate's figure is the
 median over the rounds of its time divided by the fused SGD's time in the same round, so that what
 else the machine does hits all of them alike. beta, gamma and lr of QHM (and lr of SGD) change
-before every step, and the change is timed with it.
+before every step, and the change is timed with it. One thread and all are measured: with several,
+OMP_WAIT_POLICY=passive costs the fused kernels some microseconds a tensor.
 
     python benchmarks/optimizer_step.py [--quick] [--json FILE]
 """
 
 import os
-
-# OpenMP's spinning barrier makes two busy processes many times slower than they need be; a passive
-# one costs the fused kernels some microseconds for each tensor, which hides what the optimizers
-# differ in. So all is measured with one thread as well.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import json
 import platform
@@ -133,7 +128,7 @@ def machine() -> dict[str, str | int]:
         "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 0,
-        "wait policy": os.environ["OMP_WAIT_POLICY"],
+        "wait policy": os.environ.get("OMP_WAIT_POLICY", "the default"),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
