@@ -9,9 +9,9 @@ OMP_WAIT_POLICY=passive costs the fused kernels some microseconds a tensor.
     python benchmarks/optimizer_step.py [--quick] [--json FILE]
 """
 
-import os
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
