@@ -348,7 +348,9 @@ def _summary(status: str, row: dict[str, Any] | None) -> str:
     if row["test_accuracy"] is not None:
         parts.append(f"test accuracy {row['test_accuracy']:.2f} %")
     if row["min_full_gradient_norm"] is not None:
-        parts.append(f"minimum norm {row['min_full_gradient_norm']:.3g}")
+        loss = row["loss_at_min_norm"]
+        beside = "" if loss is None else f" at train loss {loss:.3g}"
+        parts.append(f"minimum norm {row['min_full_gradient_norm']:.3g}{beside}")
     parts.append(f"{row['steps']:,} steps, {row['seconds']:.1f} s")
     return ": " + ", ".join(parts)
 

@@ -272,7 +272,8 @@ class Plan:
         total: 46 steps, 400 samples
         """
         names = [name for name in HYPERPARAMETERS if getattr(self, name) is not None]
-        columns = (self.unit, "batch size", "steps", "samples", *names)
+        ticks = self.unit if self.unit == "epochs" else f"at {self.unit}"
+        columns = (ticks, "batch size", "steps", "samples", *names)
 
         def row(stage: Stage) -> tuple[str, ...]:
             first, last = self.at(stage.start), self.at(stage.stop - 1)

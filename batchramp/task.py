@@ -63,6 +63,11 @@ class Task:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, nn.Module):
+            raise ValueError(
+                "model must make a new model, as in lambda: Net(), for every run has its own, got "
+                f"a {type(self.model).__name__}"
+            )
         for name in ("model", "loss_fn"):
             if not callable(getattr(self, name)):
                 raise ValueError(

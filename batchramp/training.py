@@ -55,7 +55,7 @@ def fit(
     *,
     seed: int,
     optimizer: Callable[..., Optimizer] = QHM,
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[str, str | tuple[str, int]] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
@@ -76,6 +76,8 @@ def fit(
         fields: see `ParamScheduler`.
         on_epoch: called with each new row.
         out: a folder for the run's file, rows and checkpoint; see `batchramp.store`.
+            The run in it is this one if plan, seed, optimizer and the names of task and model are:
+            give a Task another name when its data or its loss change.
         resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
             machine, threads and versions); False refuses a folder that holds a run.
         label, panel, experiment: how reports group the run.
@@ -225,7 +227,7 @@ def scheduled(
     make: Callable[..., Optimizer],
     parameters: Iterable[Any],
     plan: Plan,
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[str, str | tuple[str, int]] | None = None,
 ) -> ParamScheduler:
     """An optimizer made with the values of the plan's first tick, under its scheduler.
 
@@ -233,7 +235,9 @@ def scheduled(
         ValueError: it lacks or refuses an argument, or has been given one that the plan schedules.
     """
     planned = plan.at(0).hyperparameters
-    named = {(fields or {}).get(name, name): value for name, value in planned.items()}
+    # What goes into a place of a tuple, as of Adam's betas, its scheduler writes.
+    targets = {name: (fields or {}).get(name, name) for name in planned}
+    named = {field: planned[name] for name, field in targets.items() if isinstance(field, str)}
     for name in named.keys() & getattr(make, "keywords", {}).keys():
         raise ValueError(f"{name} is scheduled by the plan and given to {store.name_of(make)} too")
     try:
@@ -241,6 +245,7 @@ def scheduled(
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer {store.name_of(make)} cannot be made with what the plan schedules "
-            f"({', '.join(named) or 'no hyperparameter'}): {error}"
+            f"({', '.join(named) or 'no hyperparameter'}): {error}; schedule what it lacks, or map "
+            "what it calls otherwise, as in fields={'beta': 'momentum'}"
         ) from None
     return ParamScheduler(optimizer, plan, fields=fields)

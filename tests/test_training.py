@@ -686,3 +686,26 @@ def test_rows_are_strict_json(tmp_path: Path) -> None:
 
     for line in (tmp_path / "run" / "epochs.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+def test_adams_first_beta_is_planned_through_fields() -> None:
+    plan = Plan(epochs=2, batch_size=8, beta=s.Piecewise({0: 0.5, 1: 0.75}))
+    seen = []
+    make = functools.partial(torch.optim.AdamW, lr=0.01, betas=(0.9, 0.95))
+
+    def watched(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = make(parameters)
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_: seen.append(optimizer.param_groups[0]["betas"])
+        )
+        return optimizer
+
+    fit(small(), plan, seed=0, optimizer=watched, fields={"beta": ("betas", 0)})
+    assert set(seen) == {(0.5, 0.95), (0.75, 0.95)}
+    with pytest.raises(ValueError, match=r"map what it calls otherwise, as in fields="):
+        fit(small(), plan, seed=0, optimizer=make)
+
+
+def test_a_model_in_place_of_its_maker_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model must make a new model, .* got a Linear"):
+        Task(torch.nn.Linear(2, 2), small().train, None, torch.nn.functional.cross_entropy)

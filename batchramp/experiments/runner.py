@@ -9,7 +9,9 @@ import functools
 import inspect
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,6 +165,16 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["batchramp.training", "batchramp.experiments.runner"])
+    if threading.current_thread() is threading.main_thread():
+        from multiprocessing import forkserver
+
+        # Ctrl-C is for this process, which ends the others: without this the server, and what it
+        # forks, would each answer it with a traceback.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
     return context
 
 
