@@ -1,6 +1,17 @@
-"""What all tests share: property tests draw the same examples every time, and have no deadline."""
+"""What tests share: property tests draw the same examples every time, and have no deadline."""
 
+import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and wait long for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

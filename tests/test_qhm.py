@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from batchramp.optim import QHM
 from batchramp.optim.reference import reference_qhm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMPLEMENTATIONS = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
@@ -43,15 +45,6 @@ EDGES = [
     (0.1, 0.0, 1.0),
     (0.3, 0.99, 0.999),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors gain nothing from threads, and wait long for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def crossing(seed=0):

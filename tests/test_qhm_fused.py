@@ -10,6 +10,8 @@ from torch import nn
 
 from batchramp.optim import QHM, qhm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def values_of(rng):
     return {
@@ -47,15 +49,6 @@ def assert_equal(some, others):
 def assert_close(some, others):
     for a, b in zip(some, others, strict=True):
         torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors gain nothing from threads, and wait long for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from batchramp import Plan, store
+from batchramp import QHM, Plan, store
 from batchramp import schedules as s
 from batchramp.experiments import Outcome, Run, run_all, tasks
 from batchramp.training import fit
@@ -46,6 +47,7 @@ def test_runs_are_trained_in_processes_of_one_thread_and_come_in_the_order_given
                                                          beta=0, gamma=0))]  # fmt: skip
     seen: list[tuple[str, int]] = []
     ends: list[tuple[Run, str]] = []
+    QHM([torch.zeros(1)], lr=0.1)  # torch sets a variable of its own at its first optimizer
     surroundings = dict(os.environ)
     outcome = run_all(
         given, tmp_path, jobs=2,

@@ -23,7 +23,7 @@ from batchramp.schedules import (
     Schedule,
     StepDecay,
 )
-from batchramp.store import Record
+from batchramp.store import ENDED, Record
 
 __all__ = [
     "RECIPES",
@@ -225,7 +225,7 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         if record.experiment != "figure1-tuning":
             raise ValueError(f"records must be of figure1-tuning, got the run in {record.folder}")
-    ended = {(r.panel, r.label, r.seed) for r in records if r.status in _ENDED}
+    ended = {(r.panel, r.label, r.seed) for r in records if r.status in ENDED}
     expected = {(run.panel, run.label, run.seed) for run in figure1_tuning()}
     if wrong := sorted(ended ^ expected):
         raise ValueError(
@@ -265,9 +265,6 @@ def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
         for candidate, score in found.items()
     ]
     return {"rule": TUNING_RULE, "cells": cells, "accuracies": accuracies}
-
-
-_ENDED = ("finished", "diverged", "collapsed")
 
 
 class _Candidate(NamedTuple):

@@ -82,9 +82,15 @@ def run_all(
         _check_optimizer(kind)
     statuses = {run: _status(run, out) for run in runs}
     out.mkdir(parents=True, exist_ok=True)
-    for run, status in statuses.items():
-        if on_end is not None and status in store.ENDED:
+
+    def end(run: Run, status: str) -> None:
+        statuses[run] = status
+        if on_end is not None:
             on_end(run, status)
+
+    for run, status in statuses.items():
+        if status in store.ENDED:
+            end(run, status)
     waiting = [run for run in runs if statuses[run] not in store.ENDED]
     waiting.sort(key=_work, reverse=True)
     errors: list[tuple[Run, str]] = []
@@ -99,9 +105,7 @@ def run_all(
                     continue
                 waiting.remove(run)
                 if (status := _status(run, out)) in store.ENDED:  # by another runner, meanwhile
-                    statuses[run] = status
-                    if on_end is not None:
-                        on_end(run, status)
+                    end(run, status)
                     continue
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(run, out / run.folder, theirs))
@@ -128,9 +132,7 @@ def run_all(
                 if kind == "failed":
                     _record_failure(run, out / run.folder, value)
                     errors.append((run, value))
-                statuses[run] = "failed" if kind == "failed" else value
-                if on_end is not None:
-                    on_end(run, statuses[run])
+                end(run, "failed" if kind == "failed" else value)
     finally:
         for _, process in active.values():
             process.terminate()
