@@ -259,6 +259,16 @@ class Plan:
         """The runs of ticks of one batch size, with their steps and samples over ``n`` samples."""
         return _lay_out(self, as_count(n, "n"), drop_last)[0]
 
+    def laps(self, n: int) -> tuple["Lap", ...]:
+        """Runs of like epochs over ``n`` samples: how many, and the batches of one of them.
+
+        The batches are pairs of a true size and how many have it, in order.
+
+        >>> Plan(epochs=3, batch_size=4).laps(10)
+        ((3, ((4, 2), (2, 1))),)
+        """
+        return _lay_out(self, as_count(n, "n"), False)[1]
+
     # ----------------------------------------------------------------------------- showing it
 
     def describe(self, n: int) -> Description:
@@ -478,11 +488,11 @@ def _refuse_fractions(schedule: Schedule) -> None:
 
 
 # Epochs alike in a row: how many, and the (true batch size, count) of their batches in order.
-_Lap = tuple[int, tuple[tuple[int, int], ...]]
+Lap = tuple[int, tuple[tuple[int, int], ...]]
 
 
 @lru_cache(maxsize=16)
-def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tuple[_Lap, ...]]:
+def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tuple[Lap, ...]]:
     """The stages of a Plan over ``n`` samples, and its epochs, without visiting each batch.
 
     An epoch ends with the data, whatever the unit: its last batch is shorter (or dropped). The tick
@@ -491,7 +501,7 @@ def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tu
     """
     runs = plan._runs()
     steps, samples = [0] * len(runs), [0] * len(runs)
-    laps: list[_Lap] = []
+    laps: list[Lap] = []
     tick = run = 0
 
     def take(size: int, count: int, times: int = 1) -> tuple[int, int]:

@@ -24,12 +24,13 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"schedules", "plan"},
     "data": {"theory"},
     "task": {"batching"},
-    "report": {"schedules", "plan", "store"},
+    "report": {"schedules", "plan", "theory", "store"},
     "training": {"plan", "measure", "optim", "scheduler", "batching", "store", "task"},
     "experiments": {
-        "schedules", "plan", "models", "optim", "store", "data", "task", "training",
+        "schedules", "plan", "measure", "models", "optim", "theory", "store", "data", "task",
+        "training",
     },
-    "cli": {"plan", "store", "report", "experiments"},
+    "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
 }  # fmt: skip
 
 
