@@ -10,7 +10,7 @@ from batchramp.theory.bounds import (
     theorem4,
 )
 from batchramp.theory.problem import Problem
-from batchramp.theory.segments import Segments, segments
+from batchramp.theory.layout import Segments, segments
 
 __all__ = [
     "MEANINGS",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchramp.theory.bound import Array, Condition, Evaluated, over, positive, total
 from batchramp.theory.problem import Problem
-from batchramp.theory.segments import Segments
+from batchramp.theory.layout import Segments
 
 __all__ = ["evaluate_auxiliary", "most_lr"]
 
@@ -28,6 +28,7 @@ _AT_ONCE = 2_000_000
 _HALVINGS = 20
 
 
+@np.errstate(all="ignore")  # what overflows is inf, or nan and then inf, by over() and total()
 def evaluate_auxiliary(
     cut: Segments, ends: NDArray[np.int64], problem: Problem, split: float | str
 ) -> Evaluated:
@@ -85,8 +86,7 @@ class _Shadow:
         self.lr, self.beta, self.count = (a[:, None] for a in (cut.lr, cut.beta, cut.count))
         self.q = self.beta * cut.gamma[:, None]
         self.fresh = 1 - self.beta
-        with np.errstate(divide="ignore"):
-            self.log_beta = np.log(self.beta)  # -inf for beta = 0
+        self.log_beta = np.log(self.beta)  # -inf for beta = 0
         self.still = self.lr * self.q / self.fresh  # c*
         self.used = np.arange(len(cut.count))[:, None] < ends
         self.kept, self.kernels = self._kernels(self.count)
@@ -114,10 +114,10 @@ class _Shadow:
         sums = _Sums(
             gap=2 * problem.initial_gap,
             noise=problem.variance * smoothness * noise,
-            echo_noise=problem.variance * smoothness**2 * echo_noise,
+            echo_noise=problem.variance * smoothness * smoothness * echo_noise,
             steps=steps,
             squares=smoothness * squares,
-            echo=smoothness**2 * echo,
+            echo=smoothness * smoothness * echo,
         )
         splits = self._best_splits(sums) if split == "best" else np.full(len(self.ends), split)
         failing = self._first_failure(splits)
@@ -128,7 +128,10 @@ class _Shadow:
         def conditions(i: int) -> list[Condition]:
             where = int(failing[i])
             s = None if split == "best" else float(splits[i])
-            return [self._condition(where, s), positive(where >= 0 or bool(below[i] > 0))]
+            return [
+                self._condition(i, where, float(splits[i]), s),
+                positive(where >= 0 or bool(below[i] > 0)),
+            ]
 
         return Evaluated("auxiliary, not in the paper", values, terms, conditions)
 
@@ -228,7 +231,7 @@ class _Shadow:
         smoothness = self.problem.smoothness
         x = np.max(np.where(self.used, np.maximum(last, first), 0), axis=0) * smoothness
         y = np.where(self.used & (v > 0), over(v, np.minimum(last, first)), 0)
-        return x, np.minimum(np.max(y, axis=0) * smoothness**2, 4.0)
+        return x, np.minimum(np.max(y, axis=0) * smoothness * smoothness, 4.0)
 
     def _first_failure(self, s: Array) -> NDArray[np.int64]:
         """The first segment with a negative bracket η(2 − s − Lη) − L² v/s; -1 if there is none."""
@@ -236,18 +239,22 @@ class _Shadow:
         last, first, v = self._at_the_ends()
         # Concave in η, so least at an end; v may be less than this, so a closer look follows.
         least = np.minimum(*(eta * (2 - s - smoothness * eta) for eta in (last, first)))
-        slack = least - smoothness**2 * v / s
-        doubtful = self.used & (slack < -_ROUNDING * np.maximum(last, first))
+        slack = least - smoothness * smoothness * v / s
+        doubtful = self.used & ~(slack >= -_ROUNDING * np.maximum(last, first))
         failing = np.full(len(self.ends), -1, dtype=np.int64)
         for horizon in np.flatnonzero(doubtful.any(axis=0)).tolist():
             for segment in np.flatnonzero(doubtful[:, horizon]).tolist():
-                if self._least_bracket(segment, horizon, float(s[horizon])) < 0:
+                if self._negative(segment, horizon, float(s[horizon])) is not None:
                     failing[horizon] = segment
                     break
         return failing
 
-    def _least_bracket(self, segment: int, horizon: int, s: float) -> float:
-        """The least bracket of a segment, step by step until momentum has forgotten its end."""
+    @np.errstate(all="ignore")
+    def _negative(self, segment: int, horizon: int, s: float) -> float | None:
+        """The first step of a segment with a negative bracket, None if there is none.
+
+        Looks at each step back from the end until momentum has forgotten that.
+        """
         lr, beta, fresh, log_beta, count = (
             float(a[segment, 0])
             for a in (self.lr, self.beta, self.fresh, self.log_beta, self.count)
@@ -264,17 +271,29 @@ class _Shadow:
         weight += h[2] * share + h[3] * share * (1 + u) / (1 + beta)
         eta = lr + fresh * d * u
         smoothness = self.problem.smoothness
-        bracket = eta * (2 - s - smoothness * eta) - smoothness**2 * fresh * weight / s
-        return float(np.min(bracket + _ROUNDING * np.abs(eta)))
+        bracket = eta * (2 - s - smoothness * eta) - smoothness * smoothness * fresh * weight / s
+        negative = j[~(bracket >= -_ROUNDING * np.abs(eta))]
+        return None if not len(negative) else count - 1 - float(negative.max())
 
-    def _condition(self, segment: int, split: float | None) -> Condition:
+    def _condition(self, horizon: int, segment: int, used: float, split: float | None) -> Condition:
         statement = "eta (2 - s - L eta) >= L^2 v/s at every step"
         if segment < 0:
             return Condition(statement, True)
-        lr, q, fresh = (float(a[segment, 0]) for a in (self.lr, self.q, self.fresh))
-        allowed = most_lr(self.problem.smoothness, q / fresh, split)
-        needed = f"about lr < {allowed:.6g} for its beta and gamma, not {lr:.6g}"
-        return Condition(statement, False, int(self.cut.tick[segment]), needed)
+        # c gathers what is ahead, so the lr to blame may come later.
+        reach = self.q[segment:, 0] / self.fresh[segment:, 0]
+        for ahead, (lr, r) in enumerate(
+            zip(self.lr[segment:, 0].tolist(), reach.tolist(), strict=True)
+        ):
+            allowed = most_lr(self.problem.smoothness, r, split)
+            if lr >= allowed:
+                at = f" at tick {self.cut.tick[segment + ahead]}" if ahead else ""
+                needed = f"lr < {allowed:.6g} with this beta and gamma{at}, not {lr:.6g}"
+                break
+        else:
+            needed = "a smaller lr, or smaller jumps of lr, beta and gamma"
+        step = self._negative(segment, horizon, used)
+        assert step is not None
+        return Condition(statement, False, int(self.cut.tick_at(segment, step)), needed)
 
 
 @final

@@ -30,7 +30,7 @@ from batchramp.theory.bound import (
     trivial,
 )
 from batchramp.theory.problem import Problem
-from batchramp.theory.segments import Batches, Segments, epoch_ends, segments
+from batchramp.theory.layout import Batches, Segments, epoch_ends, segments
 
 __all__ = [
     "Curve",
@@ -114,6 +114,7 @@ def theorem2(
     return _single(partial(_theorem2, form=form), plan, problem, n, steps, batches)
 
 
+@np.errstate(all="ignore")  # over() makes inf of what overflows
 def _theorem2(cut: Segments, ends: NDArray[np.int64], problem: Problem, form: str) -> Evaluated:
     smoothness, lr, q, count = problem.smoothness, cut.lr, cut.beta * cut.gamma, cut.count
     if form == "printed":
@@ -138,7 +139,7 @@ def _theorem2(cut: Segments, ends: NDArray[np.int64], problem: Problem, form: st
     terms = {
         "A_K": over(2 * problem.initial_gap, sums),
         "B_K": over(smoothness * problem.variance * noise, sums),
-        "C_K": over(problem.gradient_bound**2 * momentum, sums),
+        "C_K": over(problem.gradient_bound * problem.gradient_bound * momentum, sums),
     }
     name = f"Theorem 2, {form.replace('_', ' ')}"
     return _evaluated(name, cut, ends, terms, requirement, sums)
@@ -183,18 +184,20 @@ def theorem4(
     return _single(partial(_theorem4, form=form), plan, problem, n, steps, batches)
 
 
+@np.errstate(all="ignore")
 def _theorem4(cut: Segments, ends: NDArray[np.int64], problem: Problem, form: str) -> Evaluated:
     smoothness, lr, beta, count = problem.smoothness, cut.lr, cut.beta, cut.count
     sums = _sums(count * lr, ends)
     squares = _sums(count * lr**2, ends)
     noise = _sums(count * (1 - beta) / cut.batch_size, ends)
     remembered = _sums(count * lr**2 / (1 - beta), ends)
-    bound2, smooth2 = problem.gradient_bound**2, smoothness**2
+    # Not by **, which raises where a float overflows.
+    bound2, smooth2 = problem.gradient_bound * problem.gradient_bound, smoothness * smoothness
     terms = {"A'_K": over(2 * problem.initial_gap, sums)}
     caveats: tuple[str, ...] = ()
     if form == "safe":
         first = problem.initial_gradient_norm
-        terms["A'_K start"] = over(2 * (bound2 if first is None else first**2), sums)
+        terms["A'_K start"] = over(2 * (bound2 if first is None else first * first), sums)
         constant = 4 * smooth2 + smoothness
     else:
         constant = 5 * smooth2
@@ -253,7 +256,8 @@ def _evaluated(
     values = np.where(before & (sums > 0), total(terms), np.inf)
 
     def conditions(i: int) -> list[Condition]:
-        return [requirement.until(int(ends[i]), cut.tick), positive(bool(sums[i] > 0))]
+        own = requirement.until(int(ends[i]), cut.tick)
+        return [own, positive(not own.holds or bool(sums[i] > 0))]
 
     return Evaluated(source, values, terms, conditions, caveats)
 

@@ -19,8 +19,8 @@ Batches = Literal["scheduled", "true"]
 _MOST_SEGMENTS = 2_000_000
 _MOST_ENDS = 2_000
 
-# (first tick, steps, lr, beta, gamma, batch size)
-_Row = tuple[int, int, float, float, float, int]
+# (first tick, ticks a step, steps, lr, beta, gamma, batch size)
+_Row = tuple[int, float, int, float, float, float, int]
 
 
 @final
@@ -30,11 +30,13 @@ class Segments:
 
     Attributes:
         tick: the Plan's tick at the first step.
+        pace: ticks a step.
         count: steps, as float64 (exact up to 2^53).
         lr, beta, gamma, batch_size: what they have, as float64.
     """
 
     tick: NDArray[np.int64]
+    pace: NDArray[np.float64]
     count: NDArray[np.float64]
     lr: NDArray[np.float64]
     beta: NDArray[np.float64]
@@ -52,12 +54,21 @@ class Segments:
         cuts = np.asarray(steps, dtype=np.float64)
         ends = np.union1d(last, cuts)
         ends = ends[ends <= cuts[-1]]
+        count = np.diff(ends, prepend=0.0)
         of = np.searchsorted(last, ends)
+        skipped = ends - count - (last - self.count)[of]
         return Segments(
-            self.tick[of],
-            np.diff(ends, prepend=0.0),
+            self.tick_at(of, skipped),
+            self.pace[of],
+            count,
             *(a[of] for a in (self.lr, self.beta, self.gamma, self.batch_size)),
         )
+
+    def tick_at(
+        self, of: NDArray[np.int64] | int, step: NDArray[np.float64] | float
+    ) -> NDArray[np.int64]:
+        """The tick at a step inside a segment, from 0."""
+        return self.tick[of] + np.floor(step * self.pace[of] + 1e-9).astype(np.int64)
 
 
 def segments(plan: Plan, n: int, batches: Batches = "scheduled") -> Segments:
@@ -106,12 +117,13 @@ def _by_epoch(plan: Plan, n: int, true: bool) -> Iterator[_Row]:
         size = round_batch_size(real)
         full, rest = divmod(n, size)
         if not true or not rest:
-            yield start, (stop - start) * (full + bool(rest)), lr, beta, gamma, size
+            steps = full + bool(rest)
+            yield start, 1 / steps, (stop - start) * steps, lr, beta, gamma, size
             continue
         for epoch in range(start, stop):
             if full:
-                yield epoch, full, lr, beta, gamma, size
-            yield epoch, 1, lr, beta, gamma, rest
+                yield epoch, 0.0, full, lr, beta, gamma, size
+            yield epoch, 0.0, 1, lr, beta, gamma, rest
 
 
 def _by_batch(plan: Plan, n: int, true: bool) -> Iterator[_Row]:
@@ -127,7 +139,8 @@ def _by_batch(plan: Plan, n: int, true: bool) -> Iterator[_Row]:
             # Epochs without any change are one run, unless their last batches count as short.
             whole = min(left, (change - tick) // length)
             if whole and (not true or len(lap) == 1):
-                yield tick, whole * steps, lr, beta, gamma, lap[0][0] if true else size
+                taken = lap[0][0] if true else size
+                yield tick, length / steps, whole * steps, lr, beta, gamma, taken
                 tick += whole * length
                 left -= whole
                 continue
@@ -139,7 +152,7 @@ def _by_batch(plan: Plan, n: int, true: bool) -> Iterator[_Row]:
                     lr, beta, gamma, size, change = values.at(tick)
                     # The batch that starts last before a change still has the old values.
                     here = -((tick - min(change, stop)) // width)
-                    yield tick, here, lr, beta, gamma, taken if true else size
+                    yield tick, width, here, lr, beta, gamma, taken if true else size
                     tick += here * width
 
 
