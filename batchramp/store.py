@@ -59,6 +59,15 @@ COLUMNS = (
     "at_chance",  # true: the classifier does no better than a constant answer
 )
 
+# A row's further columns where a run measures constants: extremes over the training samples, at the
+# end of the epoch.
+CONSTANTS = (
+    "max_loss",  # max f_i
+    "max_gradient_norm",  # max ||∇f_i||
+    "max_smoothness",  # max ||∇f_i(x) − ∇f_i(x')||/||x − x'||, x' where the epoch began
+    "gradient_bound",  # of Proposition 9 with these: √(2 max_smoothness max_loss)
+)
+
 
 @final
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class Record:
         initial: train, validation and test losses, accuracies and norm before the first step.
         rows: one dict an epoch, with the keys of `COLUMNS`.
         environment: threads, versions, machine.
+        n: training samples; None in folders written before they were kept.
+        problem: the constants of the task's problem by name, where they are known.
     """
 
     folder: Path
@@ -96,6 +107,8 @@ class Record:
     initial: Mapping[str, float | None] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    n: int | None = None
+    problem: Mapping[str, float | None] | None = None
 
 
 def identity(
@@ -137,13 +150,21 @@ def name_of(optimizer: Callable[..., Any]) -> str:
     return getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
 
 
-def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]) -> None:
+def create(
+    folder: Path,
+    identity: Mapping[str, Any],
+    initial: Mapping[str, Any],
+    *,
+    n: int | None = None,
+    problem: Mapping[str, float | None] | None = None,
+) -> None:
     """Starts a run's folder: ``run.json`` with the status "running".
 
     Args:
         folder: made if it is missing.
         identity: what was run; see `Record`. The plan as `Plan.to_dict` gives it.
         initial: what was measured before the first step.
+        n, problem: see `Record`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "epochs.jsonl").unlink(missing_ok=True)  # of a start that saved no checkpoint
@@ -153,6 +174,8 @@ def create(folder: Path, identity: Mapping[str, Any], initial: Mapping[str, Any]
             "format": FORMAT,
             **identity,
             "environment": environment(),
+            "n": n,
+            "problem": None if problem is None else dict(problem),
             "initial": finite(initial),
             "status": "running",
             "error": None,
@@ -263,13 +286,20 @@ def read(folder: Path) -> Record:
             raise ValueError(f"{path} is damaged: {key} is {run[key]!r}")
     if not _are_numbers(run["initial"]):
         raise ValueError(f"{path} is damaged: initial is {run['initial']!r}")
+    n, problem = run.get("n"), run.get("problem")
+    if n is not None and (type(n) is not int or n < 1):
+        raise ValueError(f"{path} is damaged: n is {n!r}")
+    if problem is not None and not (isinstance(problem, dict) and _are_numbers(problem)):
+        raise ValueError(f"{path} is damaged: problem is {problem!r}")
     try:
         plan = Plan.from_dict(run["plan"])
     except ValueError as error:
         hint = "; --import names a module of yours that defines it" if ".kind" in str(error) else ""
         raise ValueError(f"{path}: plan: {error}{hint}") from None
     given = {key: run[key] for key in _KINDS}
-    return Record(**{**given, "plan": plan}, folder=folder, rows=_read_rows(folder))
+    return Record(
+        **{**given, "plan": plan}, folder=folder, rows=_read_rows(folder), n=n, problem=problem
+    )
 
 
 def read_all(folder: Path) -> list[Record]:

@@ -1,6 +1,6 @@
 """What is trained on what."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from batchramp.batching import ScheduledBatchSampler, TensorLoader
+from batchramp.measure import evaluate, full_gradient_norm, gradient_bound
+from batchramp.theory import Problem
 
 __all__ = ["Task"]
 
@@ -33,6 +35,8 @@ class Task:
         augment: ``augment(inputs, generator)`` on whole training batches (pairs of tensors only).
         name, model_name: what files call the task and the model.
         device: where to train, "cpu" or "cuda:0".
+        problem: the constants of the training loss from the model's start, where they are known
+            exactly: reports then draw the bound beside what was measured.
 
     Raises:
         ValueError: data of another kind, empty or of unequal lengths, or ``augment`` with a
@@ -61,6 +65,7 @@ class Task:
     name: str = "custom"
     model_name: str = "custom"
     device: str = "cpu"
+    problem: Problem | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, nn.Module):
@@ -109,6 +114,44 @@ class Task:
             own = torch.Generator()
             batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE, generator=own))
         return ((inputs.to(self.device), targets.to(self.device)) for inputs, targets in batches)
+
+    def measure(
+        self,
+        model: nn.Module,
+        *,
+        constants: bool = False,
+        previous: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float | None]:
+        """What a run records of ``model``: clean data, network in eval mode, left as found.
+
+        Args:
+            model: on the task's device.
+            constants: also the extremes over single training samples (`measure.gradient_bound`),
+                which take about as long as an epoch.
+            previous: the parameters by name of an earlier point, for the secants among those.
+
+        Returns:
+            Losses, accuracies and the full-gradient norm, by the columns of `batchramp.store`; None
+            where the task has no such set. Numbers need not be finite.
+        """
+        measured: dict[str, float | None] = {}
+        for part in ("train", "validation", "test"):
+            data = self.in_order(part)
+            result = None if data is None else evaluate(model, self.loss_fn, data)
+            measured[f"{part}_loss"] = None if result is None else result.loss
+            measured[f"{part}_accuracy"] = None if result is None else result.accuracy
+            if result is not None and part == "train":
+                measured["at_chance"] = result.at_chance
+        full = full_gradient_norm(model, self.loss_fn, self.in_order("train") or ())
+        measured["full_gradient_norm"] = full.norm
+        if constants:
+            train = self.in_order("train") or ()
+            found = gradient_bound(model, self.loss_fn, train, previous=previous)
+            measured["max_loss"] = found.max_loss
+            measured["max_gradient_norm"] = found.max_gradient_norm
+            measured["max_smoothness"] = found.max_smoothness
+            measured["gradient_bound"] = found.proposition9
+        return measured
 
 
 def _check_data(name: str, data: Any) -> None:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
-from batchramp.measure import evaluate, full_gradient_norm
 from batchramp.optim import QHM
 from batchramp.plan import HYPERPARAMETERS, Plan, Values
 from batchramp.scheduler import ParamScheduler
@@ -59,6 +58,7 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
+    constants: bool = False,
     label: str = "",
     panel: str = "",
     experiment: str = "",
@@ -80,6 +80,9 @@ def fit(
             give a Task another name when its data or its loss change.
         resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
             machine, threads and versions); False refuses a folder that holds a run.
+        constants: also measure, after every epoch, the largest loss, gradient norm and secant
+            smoothness of a single training sample (`batchramp.store.CONSTANTS`; appendix A.8 of the
+            paper), which takes about as long as an epoch.
         label, panel, experiment: how reports group the run.
         note: what they say of it, such as how its lr was chosen.
 
@@ -123,13 +126,15 @@ def fit(
                 if record.status != at.status:
                     store.finish(folder, at.status)
         if initial is None:
-            initial = _measure(model, task)
+            initial = store.finite(task.measure(model, constants=constants))
             if folder is not None:
-                store.create(folder, what, initial)
+                problem = None if task.problem is None else asdict(task.problem)
+                store.create(folder, what, initial, n=task.n, problem=problem)
 
         while at.status == "running":
+            before = _copied(model) if constants else None
             values = _train_epoch(task, model, loader, scheduler, at)
-            measured = _measure(model, task)
+            measured = store.finite(task.measure(model, constants=constants, previous=before))
             least = _least([initial, *rows, measured])
             row = {
                 **{name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")},
@@ -193,18 +198,8 @@ def _train_epoch(
     return plan.at(scheduler.last_epoch)
 
 
-def _measure(model: nn.Module, task: Task) -> dict[str, float | None]:
-    """Losses, accuracies and the full-gradient norm, None if not finite: clean data, eval mode."""
-    measured: dict[str, float | None] = {}
-    for part in ("train", "validation", "test"):
-        data = task.in_order(part)
-        result = None if data is None else evaluate(model, task.loss_fn, data)
-        measured[f"{part}_loss"] = None if result is None else result.loss
-        measured[f"{part}_accuracy"] = None if result is None else result.accuracy
-        if result is not None and part == "train":
-            measured["at_chance"] = result.at_chance
-    full = full_gradient_norm(model, task.loss_fn, task.in_order("train") or ())
-    return store.finite({**measured, "full_gradient_norm": full.norm})
+def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -23,9 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"plan"},
     "testing": {"schedules", "plan"},
     "data": {"theory"},
-    "task": {"batching"},
+    "task": {"batching", "measure", "theory"},
     "report": {"schedules", "plan", "theory", "store"},
-    "training": {"plan", "measure", "optim", "scheduler", "batching", "store", "task"},
+    "training": {"plan", "optim", "scheduler", "batching", "store", "task"},
     "experiments": {
         "schedules", "plan", "measure", "models", "optim", "theory", "store", "data", "task",
         "training",

@@ -236,3 +236,16 @@ def test_reading_needs_no_torch(folder: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_a_folder_from_before_n_and_problem_were_kept_is_read(tmp_path: Path) -> None:
+    store.create(tmp_path, identity(), {}, n=7, problem={"smoothness": 2.0})
+    assert (store.read(tmp_path).n, store.read(tmp_path).problem) == (7, {"smoothness": 2.0})
+    path = tmp_path / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in run.items() if k not in ("n", "problem")}))
+    assert (store.read(tmp_path).n, store.read(tmp_path).problem) == (None, None)
+    for key, value in (("n", 0), ("n", True), ("problem", []), ("problem", {"smoothness": "2"})):
+        path.write_text(json.dumps({**run, key: value}))
+        with pytest.raises(ValueError, match=f"damaged: {key} is"):
+            store.read(tmp_path)

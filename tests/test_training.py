@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import TensorDataset
 
 from batchramp import QHM, Plan, store
 from batchramp import schedules as s
+from batchramp.experiments import tasks
 from batchramp.task import Task
 from batchramp.training import fit, scheduled
 
@@ -326,9 +328,9 @@ def test_a_run_that_fails_between_two_files_goes_on_all_the_same(
     name = {"measured": "create", "row": "append_row", "checkpoint": "save_checkpoint"}
     real = getattr(store, name.get(moment, "finish"))
 
-    def fails(*args: Any) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
         if moment in ("measured", "row"):  # done, and then the power goes
-            real(*args)
+            real(*args, **kwargs)
         raise Stop
 
     monkeypatch.setattr(store, name.get(moment, "finish"), fails)
@@ -709,3 +711,48 @@ def test_adams_first_beta_is_planned_through_fields() -> None:
 def test_a_model_in_place_of_its_maker_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model must make a new model, .* got a Linear"):
         Task(torch.nn.Linear(2, 2), small().train, None, torch.nn.functional.cross_entropy)
+
+
+# --------------------------------------------------------------------------- constants along a run
+
+
+def test_a_run_measures_its_constants_when_asked(tmp_path: Path) -> None:
+    task = tasks.load("quadratic")
+    plan = Plan(epochs=3, batch_size=16, lr=0.05, beta=0.9, gamma=0.7)
+    plain = fit(task, plan, seed=0)
+    found = fit(task, plan, seed=0, constants=True, out=tmp_path / "run")
+    assert not set(store.CONSTANTS) & set(plain.rows[0])
+    without = [{k: v for k, v in row.items() if k not in store.CONSTANTS} for row in found.rows]
+    assert [timeless(row) for row in without] == [timeless(row) for row in plain.rows]
+
+    # The gradient of f_i is that of f, plus z_i: one secant for all i, at most L = 2.
+    assert found.initial["max_smoothness"] is None
+    for row in found.rows:
+        assert 0 < row["max_smoothness"] <= 2
+        assert row["max_gradient_norm"] <= task.problem.gradient_bound  # type: ignore[union-attr]
+    last = found.model.state_dict()["x"]
+    losses = (last**2 / (1 + last**2)).sum() + task.train[0] @ last  # type: ignore[index]
+    assert found.rows[-1]["max_loss"] == pytest.approx(float(losses.max()), rel=1e-12)
+
+    record = store.read(tmp_path / "run")
+    assert record.rows == found.rows
+    assert (record.n, record.problem) == (256, asdict(task.problem))  # type: ignore[call-overload]
+
+
+def test_constants_go_on_after_an_interruption(tmp_path: Path) -> None:
+    task = tasks.load("quadratic")
+    plan = Plan(epochs=4, batch_size=16, lr=0.05, beta=0.9, gamma=0.7)
+    whole = fit(task, plan, seed=0, constants=True)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, plan, seed=0, constants=True, out=tmp_path, on_epoch=stop)
+    resumed = fit(task, plan, seed=0, constants=True, out=tmp_path)
+    assert [timeless(row) for row in resumed.rows] == [timeless(row) for row in whole.rows]
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seconds"}

@@ -54,6 +54,7 @@ class Run:
         optimizer: one of QHM, SGD, Adam, AdamW, RMSprop.
         options: the optimizer's own arguments, beside what the Plan schedules.
         note: what reports say of it, such as how its lr was chosen.
+        constants: whether it measures constants after every epoch; see `fit`.
 
     Raises:
         ValueError: no such task, model or optimizer, or a seed out of range.
@@ -69,6 +70,7 @@ class Run:
     optimizer: str = "QHM"
     options: tuple[tuple[str, Any], ...] = ()
     note: str = ""
+    constants: bool = False
 
     def __post_init__(self) -> None:
         training_samples(self.task)
@@ -330,16 +332,17 @@ RECIPES: dict[str, Callable[..., list[Run]]] = {
 def from_file(path: Path) -> list[Run]:
     """The runs of an experiment file: one for each seed.
 
-    The file is TOML: ``task``, and optionally ``model``, ``seeds`` (a list), ``label``, ``panel``;
-    a table ``[plan]`` as `Plan.to_dict` writes it; and optionally a table ``[optimizer]`` with a
-    ``kind`` and that optimizer's own arguments.
+    The file is TOML: ``task``, and optionally ``model``, ``seeds`` (a list), ``label``, ``panel``,
+    ``constants`` (true to measure them after every epoch); a table ``[plan]`` as `Plan.to_dict`
+    writes it; and optionally a table ``[optimizer]`` with a ``kind`` and that optimizer's own
+    arguments.
 
     Raises:
         ValueError: not TOML, an unknown key, or a value that is refused further in.
         FileNotFoundError: there is no such file.
     """
     content = _toml(path)
-    allowed = ("task", "model", "seeds", "label", "panel", "plan", "optimizer")
+    allowed = ("task", "model", "seeds", "label", "panel", "constants", "plan", "optimizer")
     for key in content:
         if key not in allowed:
             raise ValueError(f"{path}: {key} is not a key of it: allowed are {', '.join(allowed)}")
@@ -356,6 +359,9 @@ def from_file(path: Path) -> list[Run]:
     for key in ("task", "model", "label", "panel"):
         if not isinstance(content.get(key, ""), str):
             raise ValueError(f"{path}: {key} must be a text, got {content[key]!r}")
+    constants = content.get("constants", False)
+    if not isinstance(constants, bool):
+        raise ValueError(f"{path}: constants must be true or false, got {constants!r}")
     try:
         plan = Plan.from_dict(tables["plan"])
         kind = tables["optimizer"].pop("kind", "QHM")
@@ -374,6 +380,7 @@ def from_file(path: Path) -> list[Run]:
                 model=content.get("model", ""),
                 optimizer=kind,
                 options=options,
+                constants=constants,
             )
             for seed in seeds
         ]

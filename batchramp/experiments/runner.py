@@ -204,6 +204,7 @@ def _child(run: Run, folder: Path, connection: Connection) -> None:
             optimizer=_optimizer(run),
             on_epoch=lambda row: connection.send(("row", row)),
             out=folder,
+            constants=run.constants,
             **_names(run),
         )
         connection.send(("ended", result.status))

@@ -68,7 +68,7 @@ def _quadratic() -> "Task":
     from batchramp.models import Quadratic
     from batchramp.task import Task
 
-    z, x0, _ = quadratic()
+    z, x0, problem = quadratic()
     return Task(
         model=lambda: Quadratic(x0),
         train=(z, z.new_zeros(len(z))),
@@ -76,6 +76,7 @@ def _quadratic() -> "Task":
         loss_fn=lambda values, _: values.mean(),
         name="quadratic",
         model_name="point",
+        problem=problem,
     )
 
 
