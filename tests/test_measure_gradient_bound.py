@@ -91,7 +91,7 @@ def test_it_is_what_a_loop_over_all_6500_finds(kind):
     previous = beside(model)
     found = gradient_bound(model, loss_fn, [(x, y)], previous=previous)
     # In parts: the gradients of all samples would take 6 GB.
-    parts = [loop(model, loss_fn, *part, previous) for part in cut(x, y, *[500] * 13)]
+    parts = [loop(model, loss_fn, *part, previous) for part in cut(x, y, *[100] * 65)]
     most, least, norm, smoothness, _ = zip(*parts, strict=True)
     expected = (max(most), min(least), max(norm), max(smoothness))
     assert numbers(found)[:4] == pytest.approx(expected, rel=1e-10)
