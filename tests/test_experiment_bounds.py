@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,9 @@ def plans(policy: str, steps: int = STEPS, lr: float = 0.03) -> list[Plan]:
     return list(_plans(_batch_policies(steps)[policy], lr, steps).values())
 
 
+# Its beta grows until the auxiliary bound fails, so that the best is one of fewer steps.
+RISING = ("constant 64", 4)
+assert RISING in EVERY[3::13]
 # With fewer steps, or a smaller lr, nothing gets below the gradient at the start.
 SHORT = {"seeds": 8, "steps": 64, "lr": 0.04}
 
@@ -151,7 +155,8 @@ def test_mini_batches_are_independent_draws_with_replacement(batch_size):
 
 @pytest.mark.parametrize(("policy", "which"), EVERY[3::13])
 def test_bounds_at_every_step_are_those_of_the_plan_itself(policy, which):
-    plan = plans(policy, lr=0.05)[which]
+    rising = (policy, which) == RISING
+    plan = plans(policy, 120 if rising else STEPS, lr=0.05)[which]
     _, _, problem = data.quadratic(256, 10, 0.5, seed=0)
     steps, values = _bounds_at_every_step(plan, problem, 256)
     assert steps.tolist() == list(range(1, plan.total_steps(256) + 1))
@@ -175,6 +180,8 @@ def test_bounds_at_every_step_are_those_of_the_plan_itself(policy, which):
         assert values["best"][i] <= best_bound(plan, problem, 256, **at).value * (1 + 1e-6)
     sharp = np.min([values[name] for name in ("theorem2", "theorem4", "auxiliary")], axis=0)
     assert values["best"].tolist() == [sharp[: i + 1].min() for i in range(len(sharp))]
+    if rising:
+        assert sharp[-1] > 1.5 * values["best"][-1]
 
 
 # With two samples and a batch of one, all 2^K sequences are enumerated: expectations are exact.
@@ -214,8 +221,6 @@ def test_nothing_measured_exceeds_a_bound(short):
 
 
 def test_an_excess_would_be_counted(short):
-    from dataclasses import replace
-
     one = short.combinations[0]
     wrong = replace(one, bounds=one.bounds | {"best": one.measured - 1e-12})
     assert one.violations == 0
@@ -320,7 +325,7 @@ def test_a_file_is_no_folder(tmp_path):
     [
         (0.01, (19, 27, 2, 85)),
         (0.03, (25, 34, 0, 95)),
-        (0.1, (26, 37, 0, 59)),
+        (0.1, (26, 36, 0, 58)),
     ],
 )
 def test_the_whole_experiment(lr, counts):
