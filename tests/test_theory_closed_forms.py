@@ -286,6 +286,31 @@ def test_the_sums_that_converge_are_bounded_by_their_limits():
         assert truth[name][-1] <= sharp[name]
 
 
+def test_a_growing_batch_is_never_below_the_first():
+    """Sharp: Σ 1/b <= K/b_0 and B_K <= a/b_0, which the first steps of a slow growth meet."""
+    size = s.Exponential(8, factor=1.01, every=3)
+    for lr in (0.1, s.InverseSqrt(0.1), s.Cosine(0.1), s.Polynomial(0.1, power=2)):
+        plan = Plan(epochs=6, batch_size=size, lr=lr, beta=0, gamma=0)
+        found = corollary3(plan, UNIT, 20, 2, form="sharp").terms["B_K"]
+        assert found == pytest.approx(0.1 / 8 / (2 - 0.1))
+    plan = Plan(epochs=6, batch_size=size, lr=s.InverseSqrt(0.1), beta=0.5, gamma=1)
+    total = 2 * 0.1 * 3 * (math.sqrt(2 / 3 + 1) - 1)
+    found = corollary5(plan, UNIT, 20, 2, form="sharp").terms["B'_K"]
+    assert found == pytest.approx(4 * 0.5 * 2 / 8 / total)
+
+
+def test_sqrt_and_decaying_lr_under_a_growing_batch():
+    """Sharp: K times the mean lr of the epochs begun, where the last of them is short."""
+    size = s.Exponential(4, factor=5, every=1)  # 10, 2 and 1 steps of 40 samples
+    for lr, mean in (
+        (s.InverseSqrt(0.1), 2 * (math.sqrt(4) - 1) / 3),
+        (s.Inverse(0.1), math.log(4) / 3),
+    ):
+        plan = Plan(epochs=3, batch_size=size, lr=lr, beta=0, gamma=0)
+        found = corollary3(plan, UNIT, 40, form="sharp").terms["A_K"]
+        assert found == pytest.approx(2 / (2 - 0.1) / (0.1 * 13 * mean))
+
+
 def test_polynomial_with_a_constant_batch_after_the_last_step():
     """The integral of α² over that of α, and the Riemann sum's error, both over b."""
     a, c, p, size, epochs = 0.3, 0.05, 1.5, 3, 40

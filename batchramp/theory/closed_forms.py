@@ -4,8 +4,8 @@ They are those of Imaizumi and Iiduka (ACML 2025): as the main text prints them,
 every K, and sharper. With T_m = ⌈n/b_m⌉ steps in epoch m, a = α_0 and c the least lr, all of them
 rest on this. T_m does not rise where b_m does not fall, so step k is in an epoch m(k) with
 ⌊k/T_0⌋ <= m(k) <= k/T, where T is the number of steps of the last epoch begun. Hence, for
-the decaying schedules, integrals; for cosine and polynomial, of which neither T_m nor α_m rises,
-Chebyshev's sum inequality: Σ α_k >= K times the plain mean of α_m.
+the decaying schedules, integrals. As α_m does not rise either, Chebyshev's sum inequality has
+Σ α_k >= K times the plain mean of α_m over the J epochs begun, or over all.
 """
 
 import math
@@ -76,8 +76,9 @@ def corollary3(
 
     and for a constant batch also, where it is less, a² T_0 (1 + log(K+1))/(bS) (sqrt),
     (π²/6) a² T_0/(bS) (decaying) and, after the last step only, a bound of the mean of α_m²
-    (polynomial). Sharp: with T for 1 in S, T_m <= n/b_m + 1, B_K <= a/b_0, the mean of α_m² of
-    cosine after the last step, and Σβγ itself.
+    (polynomial). Sharp: S of sqrt is 2aT(√(K/T + 1) − 1) and of decaying aT log(K/T + 1), with T
+    the steps of the last epoch begun or, if that is more, their mean over the epochs begun;
+    T_m <= n/b_m + 1; B_K <= a/b_0; the mean of α_m² of cosine after the last step; Σβγ itself.
 
     Args:
         plan: in epochs. lr is Constant, InverseSqrt, Inverse, Cosine or Polynomial (over the whole
@@ -335,7 +336,9 @@ def _beta_of_corollary5(plan: Plan) -> str:
 def _least_total_lr(here: _Here) -> float:
     """S <= Σ α."""
     lr, steps = here.plan.lr, here.steps
-    width = here.shortest if here.form == "sharp" else 1
+    # T of m(k) <= k/T; and Chebyshev's bound by the mean lr of the J epochs begun is the same
+    # formula with K/J for T.
+    width = max(here.shortest, steps / (here.epoch + 1)) if here.form == "sharp" else 1
     match lr:
         case InverseSqrt():  # 2aT(√(K/T + 1) − 1), written so that it does not cancel
             return 2 * here.lr * steps / (math.sqrt(steps / width + 1) + 1)
