@@ -102,6 +102,45 @@ def test_the_first_step_is_that_of_a_scan(plan, which, share):
     assert answer.floor <= target
 
 
+# Runs of 1 to 4 steps. The last brings the worst step's factors up: a jump of lr, of momentum, or
+# a condition that fails.
+@pytest.mark.parametrize(
+    ("lr", "beta"), [(0.5, 0.1), (1.2, 0.1), (1.5, 0.0), (0.3, 0.9), (0.0, 0.1)], ids=str
+)
+@pytest.mark.parametrize("which", sorted(EVALUATE)[1:], ids=str)
+def test_every_step_is_found_from_the_value_at_it(which, lr, beta):
+    bound, form = which
+    problem = Problem(initial_gap=3.0, smoothness=1.5, variance=0.01, gradient_bound=3.0)
+    if bound == "theorem4":  # whose terms are small where L and G are
+        problem = replace(problem, smoothness=0.02, gradient_bound=0.34)
+        lr *= 20
+    plan = Plan(
+        steps=26,
+        batch_size=s.Piecewise({0: 4, 5: 2, 14: 9}),
+        lr=s.Piecewise({0: 1.0, 1: 0.8, 3: 0.0, 5: 0.6, 9: 0.7, 23: lr}),
+        beta=s.Piecewise({0: 0.0, 7: 0.001, 23: beta}),
+        gamma=1.0,
+    )
+    if bound == "theorem4":
+        plan = replace(plan, lr=s.Product(plan.lr, 20.0))
+    values = every_value(plan, problem, N, bound, form)
+    trivial = theorem2(plan, problem, N).trivial
+    found = 0
+    for target in np.unique(values[values < trivial]).tolist():
+        first = int(np.flatnonzero(values <= target)[0]) + 1
+        assert steps_to(target, plan, problem, N, bound=bound, form=form).steps == first
+        found += 1
+    assert found > 10
+
+
+def test_the_first_of_the_three_may_be_the_last_named():
+    plan = Plan(epochs=100, batch_size=8, lr=0.1, beta=0.01, gamma=1.0)
+    second = steps_to(0.14, plan, PROBLEM, 800, bound="theorem2")
+    best = steps_to(0.14, plan, PROBLEM, 800)
+    assert best.source.startswith("auxiliary")
+    assert best.steps < second.steps
+
+
 @given(plans(), st.floats(0.01, 0.5))
 @settings(max_examples=20)
 def test_the_best_bound_is_the_first_of_the_three(plan, target):
@@ -382,7 +421,8 @@ def fewest_samples(value, epsilon, most=600):
     found: tuple[int, ...] = ()
     for b in range(1, most):
         low, high = 0, 10**9
-        if value(b, high) > epsilon or (found and value(b, found[0] // b) > epsilon):
+        enough = found[0] // b if found else high
+        if enough == 0 or value(b, enough) > epsilon:
             continue  # never, or only by more samples than are enough
         while high - low > 1:
             middle = (low + high) // 2
@@ -472,6 +512,17 @@ def test_momentum_costs_samples_and_it_is_said():
     assert given_.samples > plain.samples
     assert f"gamma=0 takes {plain.samples:,}" in str(given_)
     assert "momentum" not in str(plain)
+
+
+def test_the_best_constant_batch_jumps_as_whole_steps_do():
+    problem, far = replace(PROBLEM, variance=100.0), 0
+    for samples in range(1, 600, 7):
+        found = best_constant_batch(problem, lr=0.1, samples=samples)
+        b = np.arange(1, samples + 1)
+        values = 20 / 1.8 / (samples // b) + 100 * 0.2 / 1.8 / b
+        assert found.bound == pytest.approx(values.min(), rel=1e-12)
+        far += abs(found.batch_size - found.real_batch_size) > 2
+    assert far > 10  # more than rounding
 
 
 @pytest.mark.parametrize("samples", [1, 2, 7, 100, 5000, 99_991])
@@ -700,6 +751,15 @@ def test_momentum_never_improves_the_best_bound_at_small_lr(lr, beta, gamma, bat
     without = theorem2(replace(plan, gamma=0), PROBLEM, 200).value
     assert without <= with_it * (1 + 1e-12)
     assert ("momentum" in said_of(plan, n=200)) == (beta * gamma > 0)
+
+
+def test_where_momentum_does_improve_the_bound_nothing_else_is_said():
+    # Just below 2/L, momentum makes the step of the newest gradient smaller, and so the bound.
+    problem = Problem(initial_gap=1.0, smoothness=2.0, variance=0.0, gradient_bound=0.2)
+    plan = Plan(epochs=10, batch_size=8, lr=0.99, beta=0.3, gamma=0.3)
+    given_, without = (best_bound(p, problem, 800) for p in (plan, replace(plan, gamma=0)))
+    assert given_.value < without.value < math.inf
+    assert "momentum" not in said_of(plan, problem)
 
 
 def test_answers_carry_the_warnings():
