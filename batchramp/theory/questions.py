@@ -163,10 +163,10 @@ def steps_to(
 
     A Plan that is too short is lengthened: the same schedules over twice the length, again and
     again, up to 2^20 epochs, to 2^16 runs of like steps, or until doubling lowers the bound by less
-    than 1e-6 of itself. Where
-    the schedules depend on the length (Cosine, Polynomial) each length is another sequence; the
-    answer then is a length at whose end the bound is <= ε and one tick shorter it is not, found by
-    doubling and bisection. A shorter one may do, as the bound need not be monotone in it.
+    than 1e-6 of itself and no schedule has a change to come. Where the schedules depend on the
+    length (Cosine, Polynomial) each length is another sequence; the answer then is a length at
+    whose end the bound is <= ε and one tick shorter it is not, found by doubling and bisection. A
+    shorter one may do, as the bound need not be monotone in it.
 
     Args:
         epsilon: ε > 0.
