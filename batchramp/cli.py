@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batchramp.experiments import Outcome, Run
+    from batchramp.theory import Problem
 
 EXAMPLES = """
 Examples:
 
-  batchramp plan examples/increasing.toml
+  batchramp plan examples/increasing.toml --measure fashion-mini
+
+  batchramp measure fashion-mini --out problem.toml
 
   batchramp run examples/increasing.toml --out runs/increasing
 
@@ -95,10 +98,15 @@ def run(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="figure1, or figure1-tuning for its lr.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="figure1, figure1-tuning for its lr, or bounds: theory against measurements."
+        ),
+    ],
     scale: Annotated[str, typer.Option(help="How large: quick.")] = "quick",
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds 0, 1, ... so many of figure1. Default: 3.")
+        int | None, typer.Option(help="So many seeds. Default: 3 of figure1, 200 of bounds.")
     ] = None,
     part: Annotated[
         str | None, typer.Option(help="Of figure1: all, or main (lr constant and cosine).")
@@ -111,13 +119,20 @@ def reproduce(
 
     Example: batchramp reproduce figure1 --scale quick --seeds 3 --out runs/figure1
     """
-    from batchramp.experiments import RECIPES, choose_lr, figure1, figure1_tuning
+    from batchramp.experiments import RECIPES, bounds, choose_lr, figure1, figure1_tuning
 
-    if name not in RECIPES:
-        raise ValueError(f"NAME must be one of {', '.join(RECIPES)}, got {name!r}")
+    if name not in (*RECIPES, "bounds"):
+        raise ValueError(f"NAME must be one of {', '.join(RECIPES)}, bounds, got {name!r}")
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
     folder = out or Path("runs") / name
+    if name == "bounds":
+        if part is not None:
+            raise ValueError(f"--part is for figure1, got {part}")
+        held = bounds(200 if seeds is None else seeds, out=folder)
+        said = json.dumps(held.to_dict(), allow_nan=False) if as_json else "\n".join(held.summary())
+        typer.echo(said if as_json else f"{said}\nreport: {folder / 'report.html'}")
+        return
     if name == "figure1":
         runs = figure1(scale, range(seeds or 3), part=part or "all")
         _run_and_report(runs, folder, jobs, as_json)
@@ -138,37 +153,102 @@ def reproduce(
 
 @app.command()
 def plan(
-    file: FileArgument,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.toml...", help="A file; several are compared.")
+    ],
     n: Annotated[
         int | None, typer.Option("--n", help="Samples, if the file names no task.")
     ] = None,
+    problem: Annotated[
+        Path | None,
+        typer.Option("--problem", metavar="FILE", help="The problem's constants, as TOML."),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option("--measure", metavar="TASK", help="Measure the constants on TASK instead."),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option("--epsilon", help="How long until the bound on ||gradient||^2 is below it."),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw it: a .png, .svg or .pdf file.")
+        Path | None,
+        typer.Option(
+            "--plot", help="Also draw it, a .png, .svg or .pdf file: the bound, else the schedules."
+        ),
     ] = None,
     as_json: Json = False,
     modules: Import = None,
 ) -> None:
-    """Show a plan, stage by stage: batch sizes, steps, samples, lr, beta and gamma.
+    """Show a plan, stage by stage, whether it converges, and how far its bound comes down.
 
     FILE.toml is an experiment's file or a plan alone.
 
-    Example: batchramp plan examples/increasing.toml
+    Example: batchramp plan examples/increasing.toml --measure fashion-mini --epsilon 0.5
     """
     _import(modules)
     from batchramp.experiments import plan_from_file
+    from batchramp.theory import summary
 
-    planned, known = plan_from_file(file)
-    samples = n if n is not None else known
+    named = {file.stem if len(files) > 1 else "": plan_from_file(file) for file in files}
+    if len(named) < len(files):
+        raise ValueError(f"FILE must be files of different names, got {', '.join(map(str, files))}")
+    constants, known = _constants(problem, measure)
+    sizes = {size for _, size in named.values() if size is not None}
+    samples = n if n is not None else min(sizes) if len(sizes) == 1 else known
     if samples is None:
-        raise ValueError(f"{file} names no task: give the number of samples with --n")
+        missing = "names no task" if len(files) == 1 else "do not share one task"
+        raise ValueError(
+            f"{', '.join(map(str, files))} {missing}: give the number of samples with --n"
+        )
+    said = summary(
+        {name: schedule for name, (schedule, _) in named.items()},
+        samples,
+        problem=constants,
+        epsilon=epsilon,
+    )
     if plot is not None:
-        planned.plot(samples).savefig(plot, dpi=150)
+        said.figure().savefig(plot, dpi=150)
     if as_json:
-        stages = [vars(stage) for stage in planned.stages(samples)]
-        totals = {"steps": planned.total_steps(samples), "samples": planned.total_samples(samples)}
-        typer.echo(json.dumps({"plan": planned.to_dict(), "stages": stages, "total": totals}))
+        typer.echo(json.dumps(said.to_dict(), allow_nan=False))
     else:
-        typer.echo(str(planned.describe(samples)))
+        typer.echo(said.text(colour=sys.stdout.isatty()))
+
+
+@app.command()
+def measure(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task, such as fashion-mini.")],
+    model: Annotated[str, typer.Option(help="Of the task. Default: its usual one.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Measure the noise on so many samples. Default: all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A file for `plan --problem` to read.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the theorems' constants on TASK where training starts: local estimates.
+
+    Example: batchramp measure fashion-mini --out problem.toml
+    """
+    from dataclasses import asdict
+
+    from batchramp import store
+    from batchramp.experiments import measure_constants, tasks
+
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed}")
+    found = measure_constants(tasks.load(task, model), seed=seed, samples=samples)
+    if out is not None:
+        store.write(out, found.to_toml().encode())
+    if as_json:
+        typer.echo(json.dumps({"n": found.n, **asdict(found.problem)}))
+    else:
+        typer.echo(str(found))
+        if out is not None:
+            typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -229,6 +309,22 @@ def _import(modules: "Sequence[str] | None") -> None:
             importlib.import_module(module)
         except Exception as error:  # whatever that module does
             raise ValueError(f"--import {module}: {type(error).__name__}: {error}") from None
+
+
+def _constants(file: Path | None, task: str | None) -> "tuple[Problem | None, int | None]":
+    """The problem, and the samples it was measured on, as far as they are given."""
+    if file is not None and task is not None:
+        raise ValueError(f"--problem and --measure exclude each other, got {file} and {task}")
+    if file is not None:
+        from batchramp.theory import Problem
+
+        return Problem.from_toml(file)
+    if task is not None:
+        from batchramp.experiments import measure_constants, tasks
+
+        found = measure_constants(tasks.load(task))
+        return found.problem, found.n
+    return None, None
 
 
 def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json: bool) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import pytest
 
 import batchramp
 from batchramp import cli, store
+from batchramp.experiments import tasks
+from batchramp.theory import Problem, best_bound, steps_to
 
 GOOD = """
 task = "quadratic"
@@ -79,7 +82,7 @@ def test_help_and_version_need_no_torch() -> None:
         assert expected in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "reproduce", "plan", "report"])
+@pytest.mark.parametrize("command", ["run", "reproduce", "plan", "measure", "report"])
 def test_every_command_s_help_has_an_example(command: str, run: Cli) -> None:
     status, out, err = run(command, "--help")
     assert (status, err) == (0, "")
@@ -95,11 +98,88 @@ def test_plan_shows_the_stages(run: Cli, file: Path) -> None:
     status, out, err = run("plan", file)
     assert (status, err) == (0, "")
     assert out.splitlines()[0] == "3 epochs over 256 samples"
-    assert out.splitlines()[-1] == "total: 14 steps, 768 samples"
+    assert "total: 14 steps, 768 samples" in out.splitlines()
     shown = json.loads(run("plan", file, "--json", "--n", "64").out)
     assert shown["total"] == {"steps": 2 + 1 + 1, "samples": 192}
     assert [stage["batch_size"] for stage in shown["stages"]] == [32, 64, 128]
     assert batchramp.Plan.from_dict(shown["plan"]).epochs == 3
+
+
+PROBLEM = "initial_gap = 5.0\nsmoothness = 2.0\nvariance = 1.0\ngradient_bound = 3.0\n"
+
+
+def test_plan_says_whether_it_converges(run: Cli, file: Path) -> None:
+    out = run("plan", file).out
+    assert "Theorem 2: does not tend to 0; O(1/K) + floor" in out
+    assert "auxiliary, not in the paper: tends to 0; O(1/K)" in out
+    said = json.loads(run("plan", file, "--json").out)
+    assert said["verdict"]["auxiliary"]["vanishes"] is True
+    assert said["bound"] is None  # no problem, no numbers
+
+
+def test_plan_with_a_problem_shows_the_bound_by_term(run: Cli, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "problem.toml").write_text("n = 1000\n" + PROBLEM)
+    arguments = ("plan", file, "--problem", "problem.toml", "--epsilon", 0.5)
+    status, out, err = run(*arguments, "--plot", "bound.svg")
+    assert (status, err) == (0, "")
+    plan = batchramp.Plan.from_dict(tomllib.loads(GOOD)["plan"])
+    problem = Problem(5.0, 2.0, 1.0, 3.0)
+    best = best_bound(plan, problem, 256)  # n of the file's task, not of the problem's file
+    assert f"min E||∇f||² <= {best.value:.4g}" in out
+    for said in (
+        "A           ",
+        "Theorem 4, safe",
+        "what would change the best bound most",
+        "bound on min",
+    ):
+        assert said in out
+    assert f"{steps_to(0.5, plan, problem, 256).steps:,} steps" in out
+    assert "\x1b" not in out
+    assert b"<svg" in (tmp_path / "bound.svg").read_bytes()
+    said = json.loads(run(*arguments, "--json").out)
+    assert said["bound"]["value"] == best.value
+    assert said["answer"]["steps"] == steps_to(0.5, plan, problem, 256).steps
+    assert "no momentum (gamma=0)" in said["changes"]
+
+
+def test_two_plans_are_compared(run: Cli, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "problem.toml").write_text(PROBLEM)
+    (tmp_path / "other.toml").write_text(GOOD.replace("lr = 0.05", "lr = 0.1"))
+    out = run("plan", file, "other.toml", "--problem", "problem.toml").out
+    assert "== file ==" in out
+    assert "== other ==" in out
+    assert "at equal (* the least)" in out
+    said = json.loads(run("plan", file, "other.toml", "--problem", "problem.toml", "--json").out)
+    assert set(said["comparison"]["values"]["epochs"]) == {"file", "other"}
+
+
+def test_a_plan_of_the_batch_size_alone_is_shown_and_not_judged(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("epochs = 3\nbatch_size = 8\nlr = 0.1")
+    out = run("plan", "plan.toml", "--n", 100).out
+    assert "the plan leaves beta, gamma to the optimizer" in out
+
+
+def test_what_is_measured_is_read_by_plan(run: Cli, file: Path, tmp_path: Path) -> None:
+    status, out, err = run("measure", "quadratic", "--out", "problem.toml")
+    assert (status, err) == (0, "")
+    assert "variance of a sample's gradient   1\n" in out
+    assert "Local estimates" in out
+    problem, n = Problem.from_toml(tmp_path / "problem.toml")
+    assert (problem, n) == (tasks.load("quadratic").problem, 256)
+    assert json.loads(run("measure", "quadratic", "--json").out)["smoothness"] == 2.0
+    by_file = run("plan", file, "--problem", "problem.toml").out
+    assert run("plan", file, "--measure", "quadratic").out == by_file
+
+
+def test_bounds_are_reproduced(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import batchramp.experiments as experiments
+
+    real = experiments.bounds
+    monkeypatch.setattr(experiments, "bounds", lambda seeds, out: real(seeds, 20, out))
+    status, out, err = run("reproduce", "bounds", "--seeds", 3, "--out", "held")
+    assert (status, err) == (0, "")
+    assert "0 violations" in out
+    assert (tmp_path / "held" / "report.html").exists()
 
 
 def test_plan_draws(run: Cli, file: Path, tmp_path: Path) -> None:
@@ -205,7 +285,25 @@ def test_what_run_refuses_is_one_line_and_exit_status_2(
         (("plan", "plan.toml"), "plan.toml names no task: give the number of samples with --n"),
         (("plan", "file.toml", "--plot", "a.xyz"), "xyz"),
         (("plan", "file.toml", "--plot", "nowhere/a.png"), "nowhere/a.png: No such file"),
-        (("reproduce", "figure7"), "NAME must be one of figure1, figure1-tuning, got 'figure7'"),
+        (("plan", "file.toml", "file.toml"), "FILE must be files of different names"),
+        (("plan", "file.toml", "--epsilon", 1), "epsilon 1.0 is of a bound, which needs a problem"),
+        (("plan", "file.toml", "--problem", "none.toml"), "none.toml: No such file"),
+        (("plan", "file.toml", "--problem", "plan.toml"), "plan.toml: epochs is not a constant"),
+        (("plan", "file.toml", "--problem", "bad.toml"), "bad.toml: gradient_bound is missing"),
+        (("plan", "plan.toml", "--n", 9, "--problem", "n.toml"), "must be in the plan for a bound"),
+        (("plan", "file.toml", "--problem", "a", "--measure", "b"), "exclude each other"),
+        (("plan", "file.toml", "--measure", "mnist"), "task must be one of"),
+        (("plan", "file.toml", "--problem", "n.toml", "--epsilon", 0), "epsilon must be"),
+        (("measure", "mnist"), "task must be one of fashion-mini"),
+        (("measure", "quadratic", "--model", "mlp"), "model of task quadratic must be one of"),
+        (("measure", "quadratic", "--seed", -1), "seed must be an integer >= 0"),
+        (("measure", "quadratic", "--samples", 1), "samples must be an integer >= 2"),
+        (("reproduce", "bounds", "--seeds", 1), "seeds must be an integer >= 2, got 1"),
+        (("reproduce", "bounds", "--part", "all"), "--part is for figure1"),
+        (
+            ("reproduce", "figure7"),
+            "NAME must be one of figure1, figure1-tuning, bounds, got 'figure7'",
+        ),
         (("reproduce", "figure1", "--seeds", 0), "seeds must be an integer >= 1, got 0"),
         (("reproduce", "figure1", "--seeds", -3), "seeds must be an integer >= 1, got -3"),
         (("reproduce", "figure1", "--scale", "full"), "scale must be 'quick'"),
@@ -222,6 +320,8 @@ def test_what_is_refused_is_one_line_and_exit_status_2(
     arguments: tuple[Any, ...], said: str, run: Cli, file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "plan.toml").write_text("epochs = 3\nbatch_size = 8")
+    (tmp_path / "n.toml").write_text("n = 100\n" + PROBLEM)
+    (tmp_path / "bad.toml").write_text(PROBLEM.replace("gradient_bound = 3.0", ""))
     (tmp_path / "empty").mkdir()
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "run.json").write_text('{"format": 1, "status"')

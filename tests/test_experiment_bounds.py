@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from batchramp import Plan, data, schedules
-from batchramp.experiments.bounds import (
+from batchramp.experiments.bounds_measured import (
     BOUNDS,
     FAMILIES,
     _batch_policies,

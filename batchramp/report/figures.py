@@ -20,7 +20,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from batchramp.report.cells import Cell, setting, state
 from batchramp.store import Record
 
-__all__ = ["AXES", "METRICS", "Metric", "Style", "draw", "draw_thresholds", "styles", "svg"]
+__all__ = [
+    "AXES",
+    "METRICS",
+    "Metric",
+    "Style",
+    "draw",
+    "draw_bounds",
+    "draw_thresholds",
+    "styles",
+    "svg",
+]
 
 
 @final
@@ -53,6 +63,21 @@ METRICS = (
         True,
     ),
     Metric("train_loss", "train_loss", "Train loss", "train loss", True),
+    Metric("max_loss", "max_loss", "Largest loss of a single sample", "largest loss", True),
+    Metric(
+        "max_gradient_norm",
+        "max_gradient_norm",
+        "Largest gradient norm of a single sample",
+        "largest gradient norm",
+        True,
+    ),
+    Metric(
+        "gradient_bound",
+        "gradient_bound",
+        "Proposition 9 with secants of the run",
+        "√(2 L max f_i)",
+        True,
+    ),
 )
 
 # What the curves run over: the words for the axis, by the name of the column.
@@ -197,6 +222,28 @@ def draw_thresholds(
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     _finish(axes, False, "samples", title)
     axes.set_ylim(bottom=0)
+    return figure
+
+
+def draw_bounds(
+    compared: Sequence[tuple[Cell, Points, Points]], axis: str, style: Mapping[str, Style]
+) -> Figure:
+    """What was measured, and the bound above it, in the same colour, dotted.
+
+    Args:
+        compared: cell, measured and bound, each as x and y.
+        axis: a key of `AXES`, of the x.
+        style: by line.
+    """
+    figure, axes = _empty()
+    for cell, (x, measured), (at, bound) in compared:
+        look = style[cell.line]
+        axes.plot(x, measured, color=look.colour, ls=look.pattern, lw=look.width)
+        axes.plot(at, bound, color=look.colour, ls=(0, (1, 1.2)), lw=1.4)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    _finish(axes, True, "min E||∇f||² and its bound", AXES[axis])
     return figure
 
 

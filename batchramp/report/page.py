@@ -16,6 +16,7 @@ from typing import Any, final
 from jinja2 import Environment, StrictUndefined
 
 from batchramp import store
+from batchramp.report.bounds import compared
 from batchramp.report.cells import (
     Cell,
     Study,
@@ -34,7 +35,16 @@ from batchramp.report.claims import (
     judge,
     steps_sentence,
 )
-from batchramp.report.figures import AXES, METRICS, Style, draw, draw_thresholds, styles, svg
+from batchramp.report.figures import (
+    AXES,
+    METRICS,
+    Style,
+    draw,
+    draw_bounds,
+    draw_thresholds,
+    styles,
+    svg,
+)
 from batchramp.report.thresholds import mean_samples_to, threshold_grid
 from batchramp.store import Record, read_all
 
@@ -284,6 +294,31 @@ def _figures(
                 drawings.append(Drawing(panel, axis, alt, _embedded(svg(figure))))
         if drawings:
             yield metric.title, _figure_note(metric.column), tuple(drawings)
+    yield from _bounds(study, style)
+
+
+def _bounds(
+    study: Study, style: dict[str, Style]
+) -> Iterable[tuple[str, str, tuple[Drawing, ...]]]:
+    """The theory's bound above what was measured, where the constants are known."""
+    drawings, said = [], []
+    for panel in study.panels:
+        held = compared(study.panel(panel))
+        if not held:
+            continue
+        said += [f"{panel}: {each.sentence}" if panel else each.sentence for each in held]
+        for axis in ("epochs", "steps", "samples"):
+            figure = draw_bounds([(each.cell, *each.points(axis)) for each in held], axis, style)
+            alt = f"Bound and measured by {AXES[axis]}: {'; '.join(e.sentence for e in held)}"
+            drawings.append(Drawing(panel, axis, alt, _embedded(svg(figure))))
+    if drawings:
+        note = (
+            "Solid: the least so far of the seeds' mean of ||∇f||², at the start and at the ends "
+            "of epochs; the theorems speak of the least over all steps, which is not above it. "
+            "Dotted: the least of the bounds that hold, for batches drawn with replacement, while "
+            f"a run shuffles. {'. '.join(said)}."
+        )
+        yield "Measured, and the bound on it", note, tuple(drawings)
 
 
 def _figure_note(column: str) -> str:
@@ -291,6 +326,17 @@ def _figure_note(column: str) -> str:
         return (
             "Drawn along the way, but nothing was chosen by it: the table and the claims read the "
             "last epoch alone. The axis leaves out the steep first tenth of the runs."
+        )
+    if column in ("max_loss", "max_gradient_norm"):
+        return (
+            "The largest over the clean training set at the end of each epoch. Assumption 1 wants "
+            "it bounded over all points; this shows the points that the run came to."
+        )
+    if column == "gradient_bound":
+        return (
+            "√(2 L F) of Proposition 9, with F the largest loss of a sample and L the largest "
+            "secant of a sample's gradient over the epoch. Secants are below the true L, so this "
+            "is an estimate of the paper's bound, and need not be above the largest norm."
         )
     if column == "min_full_gradient_norm":
         return (

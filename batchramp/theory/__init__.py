@@ -1,5 +1,6 @@
 """The theory: whether a Plan converges, how fast, and what limits it."""
 
+# isort: off
 from batchramp.theory.bound import MEANINGS, Bound, Condition
 from batchramp.theory.bounds import (
     Curve,
@@ -9,20 +10,61 @@ from batchramp.theory.bounds import (
     theorem2,
     theorem4,
 )
-from batchramp.theory.problem import Problem
 from batchramp.theory.layout import Segments, segments
+from batchramp.theory.problem import Problem
+from batchramp.theory.closed_forms import corollary3, corollary5
+from batchramp.theory.picture import draw_bound, draw_bound_as_text
+from batchramp.theory.questions import (
+    Answer,
+    Change,
+    Comparison,
+    CriticalBatch,
+    MaxLR,
+    best_constant_batch,
+    compare,
+    critical_batch_size,
+    epochs_to,
+    max_lr,
+    steps_to,
+    warnings,
+    what_would_change_it_most,
+)
+from batchramp.theory.verdict import Judgement, Verdict, verdict
+from batchramp.theory.summary import Summary, summary
 
 __all__ = [
     "MEANINGS",
+    "Answer",
     "Bound",
+    "Change",
+    "Comparison",
     "Condition",
+    "CriticalBatch",
     "Curve",
+    "Judgement",
+    "MaxLR",
     "Problem",
     "Segments",
+    "Summary",
+    "Verdict",
     "auxiliary",
     "best_bound",
+    "best_constant_batch",
     "bound_curve",
+    "compare",
+    "corollary3",
+    "corollary5",
+    "critical_batch_size",
+    "draw_bound",
+    "draw_bound_as_text",
+    "epochs_to",
+    "max_lr",
     "segments",
+    "steps_to",
+    "summary",
     "theorem2",
     "theorem4",
+    "verdict",
+    "warnings",
+    "what_would_change_it_most",
 ]

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchramp.theory.bound import Array, Condition, Evaluated, over, positive, total
-from batchramp.theory.problem import Problem
 from batchramp.theory.layout import Segments
+from batchramp.theory.problem import Problem
 
 __all__ = ["evaluate_auxiliary", "most_lr"]
 
+_STATEMENT = "eta (2 - s - L eta) >= L^2 v/s at every step"
 # A momentum buffer has forgotten what is this many nepers ago: e^-40 is below a float's last digit.
 _MEMORY = 40.0
 # Steps of one segment that are looked at one by one.
@@ -120,18 +121,17 @@ class _Shadow:
             echo=smoothness * smoothness * echo,
         )
         splits = self._best_splits(sums) if split == "best" else np.full(len(self.ends), split)
-        failing = self._first_failure(splits)
+        failing = self._failing(splits)
         terms = sums.terms(splits)
         below = sums.below(splits)
         values = np.where((failing < 0) & (below > 0), total(terms), np.inf)
 
         def conditions(i: int) -> list[Condition]:
-            where = int(failing[i])
-            s = None if split == "best" else float(splits[i])
-            return [
-                self._condition(i, where, float(splits[i]), s),
-                positive(where >= 0 or bool(below[i] > 0)),
-            ]
+            asked = None if split == "best" else float(splits[i])
+            step = Condition(_STATEMENT, True)
+            if failing[i] >= 0:
+                step = self._condition(i, float(splits[i]), asked)
+            return [step, positive(failing[i] >= 0 or bool(below[i] > 0))]
 
         return Evaluated("auxiliary, not in the paper", values, terms, conditions)
 
@@ -199,19 +199,19 @@ class _Shadow:
         low, high = (2 - x - np.sqrt(room)) / 2, (2 - x + np.sqrt(room)) / 2
         safe = np.clip(np.clip(least, low, high), 1e-12, 2 - 1e-12)
         widest = np.clip(np.sqrt(y), 1e-12, 2 - 1e-12)
-        splits, found = least, self._first_failure(least) < 0
+        splits, found = least, self._failing(least) < 0
         if found.all():
             return splits
         splits = np.where(found, least, 1.0)
         for fallback in (safe, widest, np.ones_like(least)):
-            holds = self._first_failure(fallback) < 0
+            holds = self._failing(fallback) < 0
             splits = np.where(~found & holds, fallback, splits)
             found |= holds
         # The bound is quasiconvex in s: it falls all the way to the edge of what is allowed.
         good, bad = splits, least
         for _ in range(_HALVINGS):
             middle = (good + bad) / 2
-            holds = found & (self._first_failure(middle) < 0)
+            holds = found & (self._failing(middle) < 0)
             good, bad = np.where(holds, middle, good), np.where(holds, bad, middle)
         return good
 
@@ -233,21 +233,28 @@ class _Shadow:
         y = np.where(self.used & (v > 0), over(v, np.minimum(last, first)), 0)
         return x, np.minimum(np.max(y, axis=0) * smoothness * smoothness, 4.0)
 
-    def _first_failure(self, s: Array) -> NDArray[np.int64]:
-        """The first segment with a negative bracket η(2 − s − Lη) − L² v/s; -1 if there is none."""
-        smoothness = self.problem.smoothness
-        last, first, v = self._at_the_ends()
-        # Concave in η, so least at an end; v may be less than this, so a closer look follows.
-        least = np.minimum(*(eta * (2 - s - smoothness * eta) for eta in (last, first)))
-        slack = least - smoothness * smoothness * v / s
-        doubtful = self.used & ~(slack >= -_ROUNDING * np.maximum(last, first))
-        failing = np.full(len(self.ends), -1, dtype=np.int64)
-        for horizon in np.flatnonzero(doubtful.any(axis=0)).tolist():
+    def _failing(self, s: Array) -> NDArray[np.int64]:
+        """A segment with a negative bracket η(2 − s − Lη) − L² v/s; -1 if there is none."""
+        surely, doubtful = self._suspects(s)
+        failing = np.where(surely.any(axis=0), surely.argmax(axis=0), -1)
+        for horizon in np.flatnonzero((failing < 0) & doubtful.any(axis=0)).tolist():
             for segment in np.flatnonzero(doubtful[:, horizon]).tolist():
                 if self._negative(segment, horizon, float(s[horizon])) is not None:
                     failing[horizon] = segment
                     break
         return failing
+
+    def _suspects(self, s: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Segments whose last bracket is negative, and those of which any may be."""
+        smoothness = self.problem.smoothness
+        last, first, v = self._at_the_ends()
+        open_last, open_first = (eta * (2 - s - smoothness * eta) for eta in (last, first))
+        square = smoothness * smoothness / s
+        # Concave in η, so least at an end; v may be less than this, so a closer look follows.
+        least = np.minimum(open_last, open_first) - square * v
+        doubtful = self.used & ~(least >= -_ROUNDING * np.maximum(last, first))
+        at_the_end = open_last - square * self.fresh * self.w
+        return doubtful & ~(at_the_end >= -_ROUNDING * last), doubtful
 
     @np.errstate(all="ignore")
     def _negative(self, segment: int, horizon: int, s: float) -> float | None:
@@ -275,25 +282,28 @@ class _Shadow:
         negative = j[~(bracket >= -_ROUNDING * np.abs(eta))]
         return None if not len(negative) else count - 1 - float(negative.max())
 
-    def _condition(self, horizon: int, segment: int, used: float, split: float | None) -> Condition:
-        statement = "eta (2 - s - L eta) >= L^2 v/s at every step"
-        if segment < 0:
-            return Condition(statement, True)
+    @np.errstate(all="ignore")
+    def _condition(self, horizon: int, split: float, asked: float | None) -> Condition:
+        """Of one horizon, with the split that was used; ``asked``: by the caller, if by any."""
+        _, doubtful = self._suspects(np.full(len(self.ends), split))
+        for segment in np.flatnonzero(doubtful[:, horizon]).tolist():
+            step = self._negative(segment, horizon, split)
+            if step is not None:
+                break
+        else:
+            raise AssertionError("a bracket was negative")
         # c gathers what is ahead, so the lr to blame may come later.
+        needed = "a smaller lr, or smaller jumps of lr, beta and gamma"
         reach = self.q[segment:, 0] / self.fresh[segment:, 0]
         for ahead, (lr, r) in enumerate(
             zip(self.lr[segment:, 0].tolist(), reach.tolist(), strict=True)
         ):
-            allowed = most_lr(self.problem.smoothness, r, split)
+            allowed = most_lr(self.problem.smoothness, r, asked)
             if lr >= allowed:
                 at = f" at tick {self.cut.tick[segment + ahead]}" if ahead else ""
                 needed = f"lr < {allowed:.6g} with this beta and gamma{at}, not {lr:.6g}"
                 break
-        else:
-            needed = "a smaller lr, or smaller jumps of lr, beta and gamma"
-        step = self._negative(segment, horizon, used)
-        assert step is not None
-        return Condition(statement, False, int(self.cut.tick_at(segment, step)), needed)
+        return Condition(_STATEMENT, False, int(self.cut.tick_at(segment, step)), needed)
 
 
 @final

@@ -29,8 +29,8 @@ from batchramp.theory.bound import (
     total,
     trivial,
 )
-from batchramp.theory.problem import Problem
 from batchramp.theory.layout import Batches, Segments, epoch_ends, segments
+from batchramp.theory.problem import Problem
 
 __all__ = [
     "Curve",
@@ -284,9 +284,9 @@ def auxiliary(
 
         [2 D0 + σ² Σ (L η² + L² v/s)/b] / Σ [η(2 − s − L η) − L² v/s]
 
-    wherever every bracket of the denominator is >= 0. Constant lr, beta and gamma meet that with
-    the best split at every K if L α(1/2 + q/(1−β)) < 1, with split 1 if and only if
-    Lα + (Lαq/(1−β))² <= 1. At q = 0 and s → 0 this is Theorem 2 of plain SGD.
+    wherever every bracket of the denominator is >= 0 and one is > 0. The brackets of constant lr,
+    beta and gamma are so at every K with the best split if L α(1/2 + q/(1−β)) < 1, and with split 1
+    if and only if Lα + (Lαq/(1−β))² <= 1. At q = 0 and s → 0 this is Theorem 2 of plain SGD.
 
     Args:
         plan, problem, n, steps, batches: as in `theorem2`; G is not read but for `Bound.trivial`.

@@ -1,9 +1,13 @@
 """The constants of an optimisation problem that the convergence theorems speak of."""
 
 import math
+import os
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
 __all__ = ["Problem"]
 
@@ -44,3 +48,57 @@ class Problem:
             if isinstance(value, bool) or not (in_range and math.isfinite(number)):
                 allowed = ">= 0" if name in may_be_zero else "> 0"
                 raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Problem":
+        """From a mapping of the fields.
+
+        Raises:
+            ValueError: a constant is missing or unknown, or out of its range.
+        """
+        names = [f.name for f in fields(cls)]
+        allowed = f"{', '.join(names[:-1])} and perhaps {names[-1]}"
+        for key in plain:
+            if key not in names:
+                raise ValueError(f"{key} is not a constant of a problem: it has {allowed}")
+        for name in names[:-1]:
+            if name not in plain:
+                raise ValueError(f"{name} is missing: a problem has {allowed}")
+        return cls(**plain)
+
+    @classmethod
+    def from_toml(cls, source: str | os.PathLike[str]) -> tuple["Problem", int | None]:
+        """From TOML text, or from a file if ``source`` is a Path; and its n, if it has one.
+
+        Raises:
+            ValueError: not TOML, or not a problem.
+
+        >>> Problem.from_toml("n = 9\\ninitial_gap = 5\\nsmoothness = 2\\nvariance = 1\\n"
+        ...                   "gradient_bound = 3")[1]
+        9
+        """
+        where = "problem" if isinstance(source, str) else str(source)
+        try:
+            text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
+            plain = dict(tomllib.loads(text))
+            n = plain.pop("n", None)
+            if n is not None and (type(n) is not int or n < 1):
+                raise ValueError(f"n must be an integer >= 1, got {n!r}")
+            return cls.from_dict(plain), n
+        except ValueError as error:  # of TOML, of UTF-8, of a field
+            raise ValueError(f"{where}: {error}") from None
+
+    def to_toml(self) -> str:
+        """As TOML text, the inverse of `from_toml`.
+
+        >>> print(Problem(5.0, 2.0, 1.0, 3.0).to_toml())
+        initial_gap = 5.0
+        smoothness = 2.0
+        variance = 1.0
+        gradient_bound = 3.0
+        <BLANKLINE>
+        """
+        import tomli_w
+
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return tomli_w.dumps({name: float(v) for name, v in given.items() if v is not None})
