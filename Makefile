@@ -31,6 +31,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/training_run.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/theory.py
 
 # torch comes first and pinned: without the pin, pip takes gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

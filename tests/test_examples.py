@@ -22,8 +22,8 @@ def test_a_file_gives_runs(path: Path) -> None:
     assert f"examples/{path.name}" in path.read_text(encoding="utf-8")
 
 
-def test_there_are_three_files() -> None:
-    assert len(list(EXAMPLES.glob("*.toml"))) == 3
+def test_there_are_four_files() -> None:
+    assert len(list(EXAMPLES.glob("*.toml"))) == 4
 
 
 def test_qhm_loop(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_the_readmes_python_runs(block: str) -> None:
     block = block.replace("...", step).replace(", num_workers=4, persistent_workers=True", "")
     names = {"torch": torch, "model": model, "dataset": dataset}
     exec(block, names)
-    assert not torch.equal(model.weight, before)
+    assert torch.equal(model.weight, before) == ("optimizer" not in block)
     plan = names["plan"]
     assert isinstance(plan, Plan)
     assert plan.at(plan.length - 1).batch_size > plan.at(0).batch_size
