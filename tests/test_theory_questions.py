@@ -21,16 +21,9 @@ from batchramp.theory import (
     theorem2,
     theorem4,
 )
-from batchramp.theory.questions import (
-    best_constant_batch,
-    compare,
-    critical_batch_size,
-    epochs_to,
-    max_lr,
-    steps_to,
-    warnings,
-    what_would_change_it_most,
-)
+from batchramp.theory.comparison import compare, warnings, what_would_change_it_most
+from batchramp.theory.critical_batch import best_constant_batch, critical_batch_size, max_lr
+from batchramp.theory.questions import epochs_to, steps_to
 
 PROBLEM = Problem(initial_gap=1.0, smoothness=2.0, variance=1.0, gradient_bound=3.0)
 SGD = {"lr": 0.1, "beta": 0.0, "gamma": 0.0}

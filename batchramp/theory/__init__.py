@@ -1,6 +1,5 @@
 """The theory: whether a Plan converges, how fast, and what limits it."""
 
-# isort: off
 from batchramp.theory.bound import MEANINGS, Bound, Condition
 from batchramp.theory.bounds import (
     Curve,
@@ -10,27 +9,27 @@ from batchramp.theory.bounds import (
     theorem2,
     theorem4,
 )
-from batchramp.theory.layout import Segments, segments
-from batchramp.theory.problem import Problem
 from batchramp.theory.closed_forms import corollary3, corollary5
-from batchramp.theory.picture import draw_bound, draw_bound_as_text
-from batchramp.theory.questions import (
-    Answer,
+from batchramp.theory.comparison import (
     Change,
     Comparison,
-    CriticalBatch,
-    MaxLR,
-    best_constant_batch,
     compare,
-    critical_batch_size,
-    epochs_to,
-    max_lr,
-    steps_to,
     warnings,
     what_would_change_it_most,
 )
-from batchramp.theory.verdict import Judgement, Verdict, verdict
+from batchramp.theory.critical_batch import (
+    CriticalBatch,
+    MaxLR,
+    best_constant_batch,
+    critical_batch_size,
+    max_lr,
+)
+from batchramp.theory.layout import Segments, segments
+from batchramp.theory.picture import draw_bound, draw_bound_as_text
+from batchramp.theory.problem import Problem
+from batchramp.theory.questions import Answer, epochs_to, steps_to
 from batchramp.theory.summary import Summary, summary
+from batchramp.theory.verdict import Judgement, Verdict, verdict
 
 __all__ = [
     "MEANINGS",

@@ -41,6 +41,22 @@ __all__ = [
     "theorem4",
 ]
 
+Name = Literal["theorem2", "theorem4", "auxiliary"]
+Which = Literal["best", Name]
+
+# Of each bound: the forms that it takes, the default first. Of the auxiliary bound it is the split.
+_FORMS: dict[Name, tuple[str, ...]] = {
+    "theorem2": ("per_step", "printed"),
+    "theorem4": ("safe", "printed"),
+    "auxiliary": ("1.0", "best"),
+}
+# What the best bound is the least of.
+OF_BEST: tuple[tuple[Name, str], ...] = (
+    ("theorem2", "per_step"),
+    ("theorem4", "safe"),
+    ("auxiliary", "best"),
+)
+
 # A bound at several horizons, each the end of one of its segments.
 _Evaluate = Callable[[Segments, NDArray[np.int64], Problem], Evaluated]
 
@@ -309,14 +325,36 @@ def auxiliary(
     return _single(partial(evaluate_auxiliary, split=split), plan, problem, n, steps, batches)
 
 
-# ------------------------------------------------------------------------------- the best of them
+# ---------------------------------------------------------------------------------- by their names
 
-_FORMS: dict[str, tuple[str, ...]] = {
-    "theorem2": ("per_step", "printed"),
-    "theorem4": ("safe", "printed"),
-    "auxiliary": (),
-    "best": (),
-}
+
+def resolve(bound: Which, form: str | None = None) -> tuple[tuple[Name, str], ...]:
+    """The bounds that a name stands for, each with its form; None is the default form."""
+    if bound == "best":
+        if form is not None:
+            raise ValueError(f"form must be None for the best bound, got {form!r}")
+        return OF_BEST
+    if bound not in _FORMS:
+        raise ValueError(f"bound must be one of best, {', '.join(_FORMS)}, got {bound!r}")
+    form = form or _FORMS[bound][0]
+    _check_form(form, _FORMS[bound])
+    return ((bound, form),)
+
+
+def evaluate(
+    plan: Plan, problem: Problem, n: int, bound: Name, form: str, *, steps: int | None = None
+) -> Bound:
+    """A bound by its name and form."""
+    return _single(_named(bound, form), plan, problem, n, steps, "scheduled")
+
+
+def _named(bound: Name, form: str) -> _Evaluate:
+    if bound == "auxiliary":
+        return partial(evaluate_auxiliary, split="best" if form == "best" else 1.0)
+    return partial(_theorem2 if bound == "theorem2" else _theorem4, form=form)
+
+
+# ------------------------------------------------------------------------------- the best of them
 
 
 def best_bound(
@@ -374,11 +412,7 @@ def _evaluate_all(
 ) -> list[Evaluated]:
     whole = segments(plan, n, batches).split(at)
     ends = np.searchsorted(np.cumsum(whole.count), at) + 1
-    return [
-        _theorem2(whole, ends, problem, "per_step"),
-        _theorem4(whole, ends, problem, "safe"),
-        evaluate_auxiliary(whole, ends, problem, "best"),
-    ]
+    return [_named(*part)(whole, ends, problem) for part in OF_BEST]
 
 
 def bound_curve(
@@ -386,7 +420,7 @@ def bound_curve(
     problem: Problem,
     n: int,
     *,
-    bound: Literal["theorem2", "theorem4", "auxiliary", "best"] = "best",
+    bound: Which = "best",
     form: str | None = None,
     batches: Batches = "scheduled",
 ) -> Curve:
@@ -406,8 +440,9 @@ def bound_curve(
     >>> curve.steps.tolist(), curve.values.round(4).tolist()
     ([100, 200, 300], [0.125, 0.0694, 0.0509])
     """
-    if bound not in _FORMS:
-        raise ValueError(f"bound must be one of {', '.join(_FORMS)}, got {bound!r}")
+    # A form of the best bound is not read, and any of the auxiliary but "best" is split 1.
+    read = bound in ("theorem2", "theorem4") or (bound == "auxiliary" and form == "best")
+    parts = resolve(bound, form if read else None)
     epochs, steps, samples = epoch_ends(plan, n)
     if bound == "best":
         found = _evaluate_all(plan, problem, n, steps, batches)
@@ -420,12 +455,7 @@ def bound_curve(
         return Curve(epochs, steps, samples, least, {}, tuple(sources[i] for i in newest))
     cut = segments(plan, n, batches).split(steps)
     ends = np.searchsorted(np.cumsum(cut.count), steps) + 1
-    if bound == "auxiliary":
-        one = evaluate_auxiliary(cut, ends, problem, "best" if form == "best" else 1.0)
-    else:
-        form = form or _FORMS[bound][0]
-        _check_form(form, _FORMS[bound])
-        one = (_theorem2 if bound == "theorem2" else _theorem4)(cut, ends, problem, form)
+    one = _named(*parts[0])(cut, ends, problem)
     return Curve(epochs, steps, samples, one.values, one.terms, (one.source,) * len(steps))
 
 

@@ -28,7 +28,10 @@ from batchramp.schedules import (
     Schedule,
     StepDecay,
 )
-from batchramp.theory import Bound, Problem, segments, theorem2, theorem4
+from batchramp.theory.bound import Bound
+from batchramp.theory.bounds import theorem2, theorem4
+from batchramp.theory.layout import segments
+from batchramp.theory.problem import Problem
 
 __all__ = ["Form", "corollary3", "corollary5"]
 

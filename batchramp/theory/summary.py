@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any, final
 from batchramp.plan import HYPERPARAMETERS, Plan
 from batchramp.theory.bound import Bound
 from batchramp.theory.bounds import auxiliary, best_bound, theorem2, theorem4
-from batchramp.theory.picture import draw_bound, draw_bound_as_text
-from batchramp.theory.problem import Problem
-from batchramp.theory.questions import (
-    Answer,
+from batchramp.theory.comparison import (
     Change,
     Comparison,
     compare,
-    steps_to,
     warnings,
     what_would_change_it_most,
 )
+from batchramp.theory.picture import draw_bound, draw_bound_as_text
+from batchramp.theory.problem import Problem
+from batchramp.theory.questions import Answer, steps_to
 from batchramp.theory.verdict import Verdict, verdict
 
 if TYPE_CHECKING:

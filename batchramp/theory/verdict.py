@@ -14,15 +14,6 @@ import numpy as np
 
 from batchramp.plan import HYPERPARAMETERS, Plan, round_batch_size
 from batchramp.schedules import Product, Schedule, as_count
-from batchramp.theory import (
-    Condition,
-    Problem,
-    Segments,
-    auxiliary,
-    segments,
-    theorem2,
-    theorem4,
-)
 from batchramp.theory.asymptotics import (
     Array,
     Order,
@@ -32,6 +23,10 @@ from batchramp.theory.asymptotics import (
     order,
     unlimited,
 )
+from batchramp.theory.bound import Condition
+from batchramp.theory.bounds import auxiliary, theorem2, theorem4
+from batchramp.theory.layout import Segments, segments
+from batchramp.theory.problem import Problem
 
 __all__ = ["Judgement", "Verdict", "verdict"]
 
