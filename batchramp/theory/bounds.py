@@ -429,7 +429,8 @@ def bound_curve(
     Args:
         plan, problem, n, batches: as in `theorem2`.
         bound: which; "best" is the least so far of all that hold, and so never rises.
-        form: as that bound takes it; of the auxiliary bound the split.
+        form: as that bound takes it, its default first if None; of the auxiliary bound the split,
+            "1.0" or "best"; the best bound has none.
 
     Raises:
         ValueError: as in `theorem2`.
@@ -440,9 +441,7 @@ def bound_curve(
     >>> curve.steps.tolist(), curve.values.round(4).tolist()
     ([100, 200, 300], [0.125, 0.0694, 0.0509])
     """
-    # A form of the best bound is not read, and any of the auxiliary but "best" is split 1.
-    read = bound in ("theorem2", "theorem4") or (bound == "auxiliary" and form == "best")
-    parts = resolve(bound, form if read else None)
+    parts = resolve(bound, form)
     epochs, steps, samples = epoch_ends(plan, n)
     if bound == "best":
         found = _evaluate_all(plan, problem, n, steps, batches)

@@ -6,7 +6,7 @@ import numpy as np
 
 from batchramp.plan import Plan
 from batchramp.theory.bound import Array, trivial
-from batchramp.theory.bounds import Curve, bound_curve
+from batchramp.theory.bounds import OF_BEST, Curve, bound_curve
 from batchramp.theory.problem import Problem
 
 if TYPE_CHECKING:
@@ -14,12 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_bound", "draw_bound_as_text"]
 
-# The bounds' names in a legend, and how `bound_curve` calls them and their forms.
-_LINES = {
-    "Theorem 2, per step": ("theorem2", "per_step"),
-    "Theorem 4, safe": ("theorem4", "safe"),
-    "auxiliary": ("auxiliary", "best"),
-}
+# What the best bound is the least of, as a legend says it.
+_LINES = dict(zip(("Theorem 2, per step", "Theorem 4, safe", "auxiliary"), OF_BEST, strict=True))
 # The bound and its terms, where there is no colour.
 _LETTERS = ["#", "a", "b", "c", "d", "e"]
 # Colours that the colour-blind tell apart (Okabe and Ito 2008).
@@ -30,7 +26,7 @@ def _curves(plan: Plan, problem: Problem, n: int) -> tuple[Curve, dict[str, Curv
     """The best bound, and each of those that it is the least of."""
     best = bound_curve(plan, problem, n)
     each = {
-        name: bound_curve(plan, problem, n, bound=bound, form=form)  # type: ignore[arg-type]
+        name: bound_curve(plan, problem, n, bound=bound, form=form)
         for name, (bound, form) in _LINES.items()
     }
     return best, each

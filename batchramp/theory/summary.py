@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from batchramp.plan import HYPERPARAMETERS, Plan
 from batchramp.theory.bound import Bound
-from batchramp.theory.bounds import auxiliary, best_bound, theorem2, theorem4
+from batchramp.theory.bounds import OF_BEST, best_bound, evaluate
 from batchramp.theory.comparison import (
     Change,
     Comparison,
@@ -179,11 +179,7 @@ def summary(
     if problem is not None:
         for name, plan in readable.items():
             best[name] = best_bound(plan, problem, n)
-            bounds[name] = (
-                theorem2(plan, problem, n),
-                theorem4(plan, problem, n),
-                auxiliary(plan, problem, n, split="best"),
-            )
+            bounds[name] = tuple(evaluate(plan, problem, n, *part) for part in OF_BEST)
             if epsilon is not None:
                 answers[name] = steps_to(epsilon, plan, problem, n)
         if len(plans) > 1:
