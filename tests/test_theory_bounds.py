@@ -4,6 +4,7 @@ import math
 import random
 from bisect import bisect_right
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from itertools import accumulate
 from typing import Any
 
@@ -161,6 +162,7 @@ def auxiliary_twin(steps: list[Step], p: Problem, split: float) -> tuple[float, 
     brackets = [
         e * (2 - split - length * e) - length**2 * x / split for e, x in zip(eta, v, strict=True)
     ]
+    # A bracket of 0 comes out as some rounding error.
     negative = [k for k, bracket in enumerate(brackets) if bracket < -1e-13 * eta[k]]
     if negative or sum(brackets) <= 0:
         return math.inf, negative[0] if negative else None
@@ -377,6 +379,124 @@ def test_for_constants_the_condition_is_exact(beta: float, gamma: float) -> None
     most = 1 / (0.5 + reach) / PROBLEM.smoothness
     assert holds(most * (1 - 1e-6), "best")
     assert not holds(most * (1 + 1e-6), "best")
+
+
+# ------------------------------------------------------------- where floats would cancel or forget
+
+
+def auxiliary_in_60_digits(steps: list[Step], p: Problem, split: float) -> float:
+    with localcontext() as context:
+        context.prec = 60
+        length, s_, one = Decimal(p.smoothness), Decimal(split), Decimal(1)
+        c = w = above = below = Decimal(0)
+        for step in reversed(steps):
+            lr, beta, gamma = (Decimal(x) for x in step[:3])
+            q = Decimal(step[1] * step[2]) if step[2] != 1 else beta * gamma
+            eta, v = lr * (one - q) + (one - beta) * c, (one - beta) * w
+            bracket = eta * (2 - s_ - length * eta) - length**2 * v / s_
+            if bracket < 0:
+                return math.inf
+            below += bracket
+            above += (length * eta**2 + length**2 * v / s_) / step[3]
+            c = lr * q + beta * c
+            w = eta * c**2 + beta * w
+        above = 2 * Decimal(p.initial_gap) + Decimal(p.variance) * above
+        return float(above / below) if below > 0 else math.inf
+
+
+HARD = Problem(1.0, 1.0, 1.0, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("problem", "plan"),
+    [
+        # Runs of beta near 1, short of its memory.
+        (
+            HARD,
+            Plan(
+                steps=400,
+                batch_size=8,
+                lr=0.08741802159842375,
+                beta=s.Piecewise({0: 0.9, 375: 0.9999999999752384, 376: 0.9}),
+                gamma=1.0,
+            ),
+        ),
+        (
+            HARD,
+            Plan(
+                steps=300,
+                batch_size=8,
+                lr=0.3163,
+                beta=s.Piecewise({0: 0, 57: 1 - 1e-9, 60: 0}),
+                gamma=1,
+            ),
+        ),
+        (
+            HARD,
+            Plan(
+                steps=300,
+                batch_size=8,
+                lr=0.3904,
+                beta=s.Piecewise({0: 0.5, 81: 1 - 1e-8, 83: 0.5}),
+                gamma=1,
+            ),
+        ),
+        (
+            Problem(1.0, 1.0, 0.0, 1e9),
+            Plan(steps=100, batch_size=1, lr=0.9, beta=1 - 1e-6, gamma=1),
+        ),
+        # A run so long that beta^T is below a float's last digit beside 1, but not 0.
+        (
+            Problem(1.0, 0.03, 1.0, 1.0),
+            Plan(
+                steps=247,
+                batch_size=8,
+                lr=s.Piecewise({0: 0, 19: 0.003}),
+                beta=s.Piecewise({0: 0, 19: 0.3}),
+                gamma=s.Piecewise({0: 0, 112: 1}),
+            ),
+        ),
+    ],
+)
+def test_no_digits_are_lost(problem: Problem, plan: Plan) -> None:
+    steps = steps_of(plan, 1)
+    for count in (len(steps), len(steps) - 7):
+        for split in (1.0, 0.2):
+            found = auxiliary(plan, problem, 1, steps=count, split=split).value
+            assert agree(found, auxiliary_in_60_digits(steps[:count], problem, split))
+
+
+def test_no_digits_are_lost_in_random_plans_of_beta_near_1() -> None:
+    r = random.Random(11)
+    for _ in range(300):
+        count, start = r.randint(20, 200), r.randint(1, 10)
+        beta = 1 - 10 ** r.uniform(-15, -2)
+        plan = Plan(
+            steps=count,
+            batch_size=r.choice([1, 8]),
+            lr=s.Piecewise({0: 10 ** r.uniform(-4, -0.5), r.randint(11, 19): r.uniform(0, 0.3)}),
+            beta=s.Piecewise({0: r.uniform(0, 0.9), start: beta, start + r.randint(1, 9): 0.5}),
+            gamma=r.choice([1, 1, s.Piecewise({0: 0, start: 1})]),
+        )
+        steps = steps_of(plan, 1)
+        split = r.choice([1.0, 0.5])
+        exact = auxiliary_in_60_digits(steps, HARD, split)
+        assert agree(auxiliary(plan, HARD, 1, split=split).value, exact)
+
+
+def test_steps_that_were_not_looked_at_are_not_taken_to_hold() -> None:
+    # A bracket is negative seven million steps before the end alone.
+    n = 160_000_000
+    plan = Plan(
+        steps=n + 1,
+        batch_size=1,
+        lr=s.Piecewise({0: 0.05, n: 2.1}),
+        beta=1 - 1e-7,
+        gamma=s.Piecewise({0: 0, n: 1}),
+    )
+    bound = auxiliary(plan, Problem(1e6, 1.0, 1.0, 1e9), 1)
+    assert bound.value == math.inf
+    assert not bound.holds
 
 
 # ------------------------------------------------------------------- against exact second moments

@@ -19,10 +19,10 @@ __all__ = ["evaluate_auxiliary", "most_lr"]
 _STATEMENT = "eta (2 - s - L eta) >= L^2 v/s at every step"
 # A momentum buffer has forgotten what is this many nepers ago: e^-40 is below a float's last digit.
 _MEMORY = 40.0
-# Steps of one segment that are looked at one by one.
+# Steps of one run that are looked at one by one.
 _MOST_LOOKED_AT = 1_000_000
-# A bracket, relative to its step size, that counts as not negative.
-_ROUNDING = 1e-13
+# (1 - beta) times the steps of a run below which its geometric sums would cancel too many digits.
+_SHORT = 0.02
 # Horizons times segments that are held at once.
 _AT_ONCE = 2_000_000
 # Halvings in the search for the edge of the splits that are allowed.
@@ -69,46 +69,133 @@ def most_lr(smoothness: float, reach: float, split: float | None = None) -> floa
 
 
 @final
-class _Shadow:
-    """The points z_k = x_k − c_k d_{k−1} over segments, for several horizons K.
+class _Runs:
+    """What each run of like steps does to c and w, as polynomials of c at its end.
 
-    Let w_i = Σ_{k>i} η_k c_k² Π_{i<j<k} β_j, so that v_i = (1−β_i) w_i. Inside a segment, c and w
-    obey affine recursions with constant coefficients: j steps before its end, with u = β^j,
+    Let w_i = Σ_{k>i} η_k c_k² Π_{i<j<k} β_j, so that v_i = (1−β_i) w_i. Inside a run both obey
+    affine recursions with constant coefficients: j steps before its end, with u = β^j,
     c* = αq/(1−β) and D = c(end) − c*,
 
         η = α + (1−β) D u,   c = c* + β D u,   η c² = h0 + h1 u + h2 u² + h3 u³,
 
-    and every sum is geometric. Arrays have the shape ``[segments, horizons]``, those of what is
-    constant in a segment ``[segments, 1]``.
+    and every sum is geometric. Where (1−β) times the steps is small, c* is large and D cancels it;
+    there D = c(end), and a power of the matrix of one step takes the place of the sums.
+
+    Arrays have the shape ``[runs, 1]``; a polynomial is a tuple of them, lowest power first.
     """
 
-    def __init__(self, cut: Segments, ends: NDArray[np.int64], problem: Problem) -> None:
-        self.cut, self.ends, self.problem = cut, ends, problem
+    def __init__(self, cut: Segments) -> None:
         self.lr, self.beta, self.count = (a[:, None] for a in (cut.lr, cut.beta, cut.count))
         self.q = self.beta * cut.gamma[:, None]
         self.fresh = 1 - self.beta
         self.log_beta = np.log(self.beta)  # -inf for beta = 0
-        self.still = self.lr * self.q / self.fresh  # c*
+        lr, beta, count, fresh, log_beta = self.lr, self.beta, self.count, self.fresh, self.log_beta
+        self.shift = still = lr * self.q / fresh  # D = c − shift
+        self.kept = kept = _power(log_beta, count)  # c before = add + kept D
+        gone = _one_minus_power(log_beta, count)
+        before = _power(log_beta, count - 1)
+        self.cubic = (  # h0..h3 are these times 1, D, D², D³
+            lr * still**2,
+            still * (2 * lr * beta + fresh * still),
+            beta * (lr * beta + 2 * fresh * still),
+            fresh * beta**2,
+        )
+        # Σ u^r over the steps, and Σ β^(T−1−i) u_i^r: what they leave of h in w.
+        one = gone / fresh
+        plain = (count, one, one * (1 + kept) / (1 + beta),
+                 one * (1 + kept + kept**2) / (1 + beta + beta**2))  # fmt: skip
+        share = before * one
+        faded = (one, count * before, share, share * (1 + kept) / (1 + beta))
+        self.add = still
+        self.w = tuple(h * g for h, g in zip(self.cubic, faded, strict=True))
+        self.eta = (lr * count, fresh * one)
+        self.eta2 = (lr**2 * count, 2 * lr * fresh * one, fresh**2 * plain[2])
+        # Σ (1−β) w telescopes, for each w is h + β w of the step after it.
+        self.v = tuple(h * (g - f) for h, g, f in zip(self.cubic, plain, faded, strict=True))
+        self.v_of_w = gone
+        self.short = (fresh * count < _SHORT)[:, 0]
+        if self.short.any():
+            self._step_by_step(np.flatnonzero(self.short))
+
+    def _step_by_step(self, runs: NDArray[np.int64]) -> None:
+        """Short runs, by powers of a matrix without a negative entry: nothing cancels."""
+        lr, q, beta, fresh = (a[runs, 0] for a in (self.lr, self.q, self.beta, self.fresh))
+        slow, pull = lr * (1 - q), lr * q  # η = slow + fresh c, c before = pull + β c
+        h = (
+            slow * pull**2,
+            2 * slow * pull * beta + fresh * pull**2,
+            slow * beta**2 + 2 * fresh * pull * beta,
+            fresh * beta**2,
+        )
+        # State: 1, c, c², c³, w, Σ η, Σ η², Σ v.
+        step = np.zeros((len(runs), 8, 8))
+        step[:, 0, 0] = step[:, 5, 5] = step[:, 6, 6] = step[:, 7, 7] = 1
+        step[:, 1, 0], step[:, 1, 1] = pull, beta
+        step[:, 2, :3] = np.stack([pull**2, 2 * pull * beta, beta**2], 1)
+        step[:, 3, :4] = np.stack([pull**3, 3 * pull**2 * beta, 3 * pull * beta**2, beta**3], 1)
+        step[:, 4, :5] = np.stack([*h, beta], 1)
+        step[:, 5, :2] = np.stack([slow, fresh], 1)
+        step[:, 6, :3] = np.stack([slow**2, 2 * slow * fresh, fresh**2], 1)
+        step[:, 7, 4] = fresh
+        power = np.broadcast_to(np.eye(8), step.shape).copy()
+        left = self.count[runs, 0].astype(np.int64)
+        while left.any():
+            odd = left % 2 == 1
+            power[odd] = step[odd] @ power[odd]
+            left //= 2
+            step = step @ step
+        self.shift, self.add = self.shift.copy(), self.add.copy()
+        self.shift[runs], self.add[runs] = 0, power[:, 1, :1]
+        for name, row, size in (("w", 4, 4), ("eta", 5, 2), ("eta2", 6, 3), ("v", 7, 4)):
+            polynomial = tuple(a.copy() for a in getattr(self, name))
+            for i in range(size):
+                polynomial[i][runs, 0] = power[:, row, i]
+            setattr(self, name, polynomial)
+        self.v_of_w = self.v_of_w.copy()
+        self.v_of_w[runs, 0] = power[:, 7, 4]
+
+    def c_at(self, j: Array, c: Array) -> Array:
+        """c behind the step that is j steps before a run's end; no term is negative."""
+        gone = np.where(j > 0, _one_minus_power(self.log_beta, np.maximum(j, 1)), 0)
+        return _power(self.log_beta, j) * c + self.lr * self.q * gone / self.fresh
+
+
+@final
+class _Shadow:
+    """The points z_k = x_k − c_k d_{k−1} over runs of like steps, for several horizons K.
+
+    Arrays have the shape ``[runs, horizons]``; c and w are those behind each run.
+    """
+
+    def __init__(self, cut: Segments, ends: NDArray[np.int64], problem: Problem) -> None:
+        self.cut, self.ends, self.problem = cut, ends, problem
+        self.runs = _Runs(cut)
         self.used = np.arange(len(cut.count))[:, None] < ends
-        self.kept, self.kernels = self._kernels(self.count)
         self.c, self.w = self._backward()
-        self.d = self.c - self.still
-        self.h = self._cubic(self.d)
+
+    def _backward(self) -> tuple[Array, Array]:
+        runs = self.runs
+        columns = [a[:, 0].tolist() for a in (runs.shift, runs.add, runs.kept, *runs.w)]
+        rows, horizons = self.used.shape
+        c, w = np.zeros((rows, horizons)), np.zeros((rows, horizons))
+        one = horizons == 1  # in Python's floats, which are faster one by one
+        here, weight = (0.0, 0.0) if one else (c[-1], w[-1])
+        for i in range(rows - 1, 0, -1):
+            shift, add, kept, w0, w1, w2, w3 = (column[i] for column in columns)
+            used = 1.0 if one else self.used[i]
+            d = here - shift
+            weight = used * (kept * weight + w0 + d * (w1 + d * (w2 + d * w3)))
+            here = used * (add + kept * d)
+            c[i - 1], w[i - 1] = here, weight
+        return c, w
 
     def evaluate(self, split: float | str) -> Evaluated:
-        problem, beta, count = self.problem, self.beta, self.count
-        smoothness, swing = problem.smoothness, self.fresh * self.d
-        g1 = _one_minus_power(self.log_beta, count) / self.fresh  # Σ u, Σ u², Σ u³
-        g2 = g1 * (1 + self.kept) / (1 + beta)
-        g3 = g1 * (1 + self.kept + self.kept**2) / (1 + beta + beta**2)
-        eta = self.lr * count + swing * g1
-        eta2 = self.lr**2 * count + 2 * self.lr * swing * g1 + swing**2 * g2
-        h0, h1, h2, h3 = self.h
-        # Σ v = Σ (1−β) w telescopes, for each w is h + β w of the step after it.
-        first = self.kept * self.w + sum(
-            h * kernel for h, kernel in zip(self.h, self.kernels, strict=True)
-        )
-        v = np.maximum(h0 * count + h1 * g1 + h2 * g2 + h3 * g3 + self.w - first, 0)
+        problem, runs = self.problem, self.runs
+        smoothness, d = problem.smoothness, self.c - runs.shift
+        eta = runs.eta[0] + d * runs.eta[1]
+        eta2 = runs.eta2[0] + d * (runs.eta2[1] + d * runs.eta2[2])
+        v0, v1, v2, v3 = runs.v
+        v = np.maximum(v0 + d * (v1 + d * (v2 + d * v3)) + runs.v_of_w * self.w, 0)
         steps, squares, echo = (np.sum(a * self.used, axis=0) for a in (eta, eta2, v))
         per_sample = self.used / self.cut.batch_size[:, None]
         noise, echo_noise = (np.sum(a * per_sample, axis=0) for a in (eta2, v))
@@ -134,60 +221,6 @@ class _Shadow:
             return [step, positive(failing[i] >= 0 or bool(below[i] > 0))]
 
         return Evaluated("auxiliary, not in the paper", values, terms, conditions)
-
-    # ------------------------------------------------------------------------- the two recursions
-
-    def _backward(self) -> tuple[Array, Array]:
-        """c and w behind each segment."""
-        g0, g1, g2, g3 = self.kernels
-        lr, beta, fresh, still = self.lr, self.beta, self.fresh, self.still
-        # What a segment adds to w, as a polynomial in D; see `_cubic`.
-        columns = [
-            column[:, 0].tolist()
-            for column in (
-                self.kept,
-                still,
-                lr * still**2 * g0,
-                still * (2 * lr * beta + fresh * still) * g1,
-                beta * (lr * beta + 2 * fresh * still) * g2,
-                fresh * beta**2 * g3,
-            )
-        ]
-        rows, horizons = self.used.shape
-        c, w = np.zeros((rows, horizons)), np.zeros((rows, horizons))
-        one = horizons == 1  # in Python's floats, which are faster one by one
-        here, weight = (0.0, 0.0) if one else (c[-1], w[-1])
-        for i in range(rows - 1, 0, -1):
-            kept, fixed, k0, k1, k2, k3 = (column[i] for column in columns)
-            used = 1.0 if one else self.used[i]
-            d = here - fixed
-            weight = used * (kept * weight + k0 + d * (k1 + d * (k2 + d * k3)))
-            here = used * (fixed + kept * d)
-            c[i - 1], w[i - 1] = here, weight
-        return c, w
-
-    def _cubic(self, d: Array) -> tuple[Array, Array, Array, Array]:
-        """h0..h3 of (α + (1−β) D u)(c* + β D u)²."""
-        lr, beta, fresh, still = self.lr, self.beta, self.fresh, self.still
-        return (
-            lr * still**2,
-            still * (2 * lr * beta + fresh * still) * d,
-            beta * (lr * beta + 2 * fresh * still) * d**2,
-            fresh * beta**2 * d**3,
-        )
-
-    def _kernels(self, count: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-        """β^T, and Σ_{i<T} β^{T−1−i} β^{ri} for r = 0..3: what T steps make of h0..h3 in w."""
-        gone = _one_minus_power(self.log_beta, count)
-        kept = 1 - gone
-        before = _power(self.log_beta, count - 1)
-        share = before * gone / self.fresh
-        return kept, (
-            gone / self.fresh,
-            count * before,
-            share,
-            share * (1 + kept) / (1 + self.beta),
-        )
 
     # --------------------------------------------------------------------- where the brackets hold
 
@@ -216,14 +249,16 @@ class _Shadow:
         return good
 
     def _at_the_ends(self) -> tuple[Array, Array, Array]:
-        """η of a segment's last and first step, and what no v in the segment exceeds."""
-        last = np.ones_like(self.count)
-        first = _power(self.log_beta, self.count - 1)
-        etas = [np.maximum(self.lr + self.fresh * self.d * u, 0) for u in (last, first)]
-        cs = [self.still + self.beta * self.d * u for u in (last, first)]
-        # w is a mean of its end and of h/(1−β), and h is monotone in a segment, as η and c are.
-        h = np.maximum(etas[0] * cs[0] ** 2, etas[1] * cs[1] ** 2)
-        return etas[0], etas[1], np.maximum(self.fresh * self.w, h)
+        """η of a run's last and first step, and what no v in the run exceeds."""
+        runs = self.runs
+        after = self.c, runs.c_at(runs.count - 1, self.c)  # c behind the last and first step
+        etas = [runs.lr * (1 - runs.q) + runs.fresh * c for c in after]
+        h = [
+            eta * (runs.lr * runs.q + runs.beta * c) ** 2
+            for eta, c in zip(etas, after, strict=True)
+        ]
+        # w is a mean of its end and of h/(1−β), and h is monotone in a run, as η and c are.
+        return etas[0], etas[1], np.maximum(runs.fresh * self.w, np.maximum(*h))
 
     def _extremes(self) -> tuple[Array, Array]:
         """What L η and L² v/η do not exceed, each over all steps."""
@@ -245,65 +280,75 @@ class _Shadow:
         return failing
 
     def _suspects(self, s: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Segments whose last bracket is negative, and those of which any may be."""
+        """Runs whose last bracket is negative, and those of which any may be."""
         smoothness = self.problem.smoothness
         last, first, v = self._at_the_ends()
         open_last, open_first = (eta * (2 - s - smoothness * eta) for eta in (last, first))
         square = smoothness * smoothness / s
         # Concave in η, so least at an end; v may be less than this, so a closer look follows.
-        least = np.minimum(open_last, open_first) - square * v
-        doubtful = self.used & ~(least >= -_ROUNDING * np.maximum(last, first))
-        at_the_end = open_last - square * self.fresh * self.w
-        return doubtful & ~(at_the_end >= -_ROUNDING * last), doubtful
+        doubtful = self.used & ~(np.minimum(open_last, open_first) - square * v >= 0)
+        at_the_end = open_last - square * self.runs.fresh * self.w
+        return doubtful & ~(at_the_end >= 0), doubtful
 
     @np.errstate(all="ignore")
-    def _negative(self, segment: int, horizon: int, s: float) -> float | None:
-        """The first step of a segment with a negative bracket, None if there is none.
+    def _negative(self, run: int, horizon: int, s: float) -> float | None:
+        """The first step of a doubtful run with a negative bracket, None if there is none.
 
-        Looks at each step back from the end until momentum has forgotten that.
+        Looks at each step back from the end until momentum has forgotten that; where this takes too
+        many, what was not looked at counts as negative.
         """
-        lr, beta, fresh, log_beta, count = (
-            float(a[segment, 0])
-            for a in (self.lr, self.beta, self.fresh, self.log_beta, self.count)
+        lr, q, beta, fresh, log_beta, count = (
+            float(getattr(self.runs, name)[run, 0])
+            for name in ("lr", "q", "beta", "fresh", "log_beta", "count")
         )
-        d, w = float(self.d[segment, horizon]), float(self.w[segment, horizon])
-        h = [float(np.broadcast_to(a, self.used.shape)[segment, horizon]) for a in self.h]
-        looked_at = math.ceil(min(count, _MEMORY / -log_beta + 2, _MOST_LOOKED_AT))
-        j = np.append(np.arange(looked_at, dtype=np.float64), count - 1)
+        end, w = float(self.c[run, horizon]), float(self.w[run, horizon])
+        remembered = math.ceil(min(count, _MEMORY / -log_beta + 2))
+        j = np.arange(min(remembered, _MOST_LOOKED_AT), dtype=np.float64)
+        short = bool(self.runs.short[run])
+        if remembered < count:
+            j = np.append(j, count - 1)
         u = _power(log_beta, j)
-        before = np.where(j > 0, _power(log_beta, j - 1), 0)
         gone = np.where(j > 0, _one_minus_power(log_beta, np.maximum(j, 1)), 0)
-        share = before * gone / fresh
-        weight = u * w + h[0] * gone / fresh + h[1] * j * before
-        weight += h[2] * share + h[3] * share * (1 + u) / (1 + beta)
-        eta = lr + fresh * d * u
+        c = u * end + lr * q * gone / fresh
+        eta = lr * (1 - q) + fresh * c
+        if short:  # the sum of what was added at each step, faded since
+            h = eta * (lr * q + beta * c) ** 2
+            weight = u * (w + np.append(0, np.cumsum(h / (u * beta))[:-1]))
+        else:
+            d = np.float64(end) - self.runs.shift[run, 0]
+            h = [float(a[run, 0]) * d**i for i, a in enumerate(self.runs.cubic)]
+            before = np.where(j > 0, _power(log_beta, j - 1), 0)
+            share = before * gone / fresh
+            weight = u * w + h[0] * gone / fresh + h[1] * j * before
+            weight += h[2] * share + h[3] * share * (1 + u) / (1 + beta)
         smoothness = self.problem.smoothness
         bracket = eta * (2 - s - smoothness * eta) - smoothness * smoothness * fresh * weight / s
-        negative = j[~(bracket >= -_ROUNDING * np.abs(eta))]
-        return None if not len(negative) else count - 1 - float(negative.max())
+        negative = j[~(bracket >= 0)]
+        if len(negative):
+            return count - 1 - float(negative.max())
+        return 0.0 if remembered > _MOST_LOOKED_AT else None
 
     @np.errstate(all="ignore")
     def _condition(self, horizon: int, split: float, asked: float | None) -> Condition:
-        """Of one horizon, with the split that was used; ``asked``: by the caller, if by any."""
+        """What fails, for one horizon: ``split`` was used, ``asked`` for by the caller, if any."""
         _, doubtful = self._suspects(np.full(len(self.ends), split))
-        for segment in np.flatnonzero(doubtful[:, horizon]).tolist():
-            step = self._negative(segment, horizon, split)
-            if step is not None:
-                break
-        else:
-            raise AssertionError("a bracket was negative")
+        first, step = next(
+            (run, step)
+            for run in np.flatnonzero(doubtful[:, horizon]).tolist()
+            if (step := self._negative(run, horizon, split)) is not None
+        )
         # c gathers what is ahead, so the lr to blame may come later.
         needed = "a smaller lr, or smaller jumps of lr, beta and gamma"
-        reach = self.q[segment:, 0] / self.fresh[segment:, 0]
+        reach = self.runs.q[first:, 0] / self.runs.fresh[first:, 0]
         for ahead, (lr, r) in enumerate(
-            zip(self.lr[segment:, 0].tolist(), reach.tolist(), strict=True)
+            zip(self.cut.lr[first:].tolist(), reach.tolist(), strict=True)
         ):
             allowed = most_lr(self.problem.smoothness, r, asked)
             if lr >= allowed:
-                at = f" at tick {self.cut.tick[segment + ahead]}" if ahead else ""
+                at = f" at tick {self.cut.tick[first + ahead]}" if ahead else ""
                 needed = f"lr < {allowed:.6g} with this beta and gamma{at}, not {lr:.6g}"
                 break
-        return Condition(_STATEMENT, False, int(self.cut.tick_at(segment, step)), needed)
+        return Condition(_STATEMENT, False, int(self.cut.tick_at(first, step)), needed)
 
 
 @final
