@@ -1,9 +1,11 @@
 """Verdicts: the table of rates cell by cell, and each cell against the exact bounds."""
 
 import math
+import random
 import re
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -528,6 +530,109 @@ def test_growth_that_goes_on_has_no_other_rate():
 
 
 @pytest.mark.parametrize(
+    "batch",
+    [s.Exponential(8, factor=2, every=30, maximum=512), s.Warmup(8, 20), s.Linear(8, 1, maximum=64),
+     s.Product(s.Exponential(8, factor=2, every=30, maximum=512), s.Constant(2))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "lr", [s.Cosine(0.0, end=0.05), s.Warmup(s.Polynomial(0.0, power=1, end=0.05), 3)], ids=str
+)
+def test_growth_that_goes_on_to_what_cannot_be_named(batch, lr):
+    said = verdict(floor_plan(300, batch=batch, lr=lr, beta=0.0, gamma=0.0))
+    assert (said.theorem2.rate, said.theorem2.unlimited) == ("O(1/K + sigma^2/b)", "")
+
+
+GREATEST = {"batch_size": 64.0, "lr": 0.5, "beta": 0.99, "gamma": 1.0}
+
+
+def a_schedule(r: random.Random, most: float, length: int, depth: int = 2) -> Schedule:
+    """Any schedule, legal or not, of values up to about ``most``."""
+
+    def value() -> float:
+        return r.choice([0.0, r.uniform(0, most), r.uniform(0, most), most])
+
+    def ticks() -> int:
+        return r.randint(1, length)
+
+    def inner(most: float = most) -> Schedule:
+        return a_schedule(r, most, length, depth - 1)
+
+    start, limit = r.uniform(0.01, 1) * most, r.choice([None, most])
+    span = r.choice([None, None, ticks(), length - 1])
+    makers = [
+        lambda: s.Constant(value()),
+        lambda: s.Exponential(start, factor=r.uniform(1.001, 2), every=ticks(), maximum=limit),
+        lambda: s.Linear(start, r.uniform(-0.5, 1) * most / length, every=3, maximum=limit),
+        lambda: s.InverseSqrt(value()),
+        lambda: s.Inverse(value()),
+        lambda: s.Cosine(value(), end=value(), span=span),
+        lambda: s.Polynomial(value(), power=r.choice([0.5, 1, 2]), end=value(), span=span),
+        lambda: s.StepDecay(value(), factor=r.uniform(0.2, 0.95), every=ticks()),
+        lambda: s.IncreasingBeta(r.uniform(0, 0.95), every=r.choice([1, 3])),
+        lambda: s.Piecewise({tick: value() for tick in (0, 2, 4, 6)}),
+    ]
+    wrappers = [
+        lambda: s.Warmup(inner(), r.randint(0, length - 1), start=value()),
+        lambda: s.Delayed(inner(), by=r.randint(0, length)),
+        lambda: s.Product(inner(), inner(1.0)),
+    ]
+    return r.choice(makers + 2 * wrappers if depth else makers)()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_plan_has_a_verdict(seed):
+    r, judged = random.Random(seed), 0
+    for _ in range(100):
+        length = r.randint(7, 60)
+        fields: dict[str, Any] = {
+            name: a_schedule(r, most, length) for name, most in GREATEST.items()
+        }
+        fields[r.choice(["epochs", "steps", "samples"])] = length
+        problem = Problem(
+            initial_gap=1.0,
+            smoothness=10 ** r.uniform(-2, 2),
+            variance=r.choice([0.0, 1.0]),
+            gradient_bound=1.0,
+        )
+        try:
+            plan = Plan(**fields)
+        except ValueError:
+            continue
+        said = verdict(plan, problem=r.choice([None, problem]), n=r.choice([None, 1, 64]))
+        judged += 1
+        for each in (said.theorem2, said.theorem4, said.auxiliary):
+            assert (each.vanishes is None) is (each.rate == "unknown")
+            assert (each.vanishes is True) is (each.floor == 0.0)
+            assert each.floor is None or each.floor >= 0
+            assert each.rate != "no bound" or each.floor == math.inf
+            assert each.source in str(said)
+    assert judged > 30
+
+
+@pytest.mark.parametrize(
+    ("lr", "beta", "gamma", "rate"),
+    [
+        (s.Inverse(0.1), s.IncreasingBeta(0.5), 1.0, "O(1/log K)"),
+        (s.InverseSqrt(0.1), 0.8, 0.7, "O(log K / sqrt K)"),
+        (s.Piecewise({0: 0.5, 20: 0.005}), 0.8, 0.7, "O(1/K + sigma^2/b)"),
+        (0.5, 0.8, 0.7, ""),  # fails in the end, too
+        (s.Product(s.Inverse(0.5), s.StepDecay(1, factor=0.5, every=9)), 0.8, 0.7, ""),  # O(1)
+        (s.Product(s.Piecewise({0: 10, 9: 1}), s.Cosine(0.01)), 0.8, 0.7, ""),  # stretched
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_condition_that_fails_early_only(lr, beta, gamma, rate):
+    """No bound as it is computed; counted from a later step there is one: docs/rates.md."""
+    plan = floor_plan(300, lr=lr, beta=beta, gamma=gamma, batch=8)
+    said = verdict(plan, problem=replace(FLOOR, smoothness=20.0), n=8).auxiliary
+    assert (said.vanishes, said.rate, said.floor) == (False, "no bound", math.inf)
+    later = [sentence for sentence in said.because if "from a later step" in sentence]
+    assert bool(later) is bool(rate)
+    assert all(f"it would be {rate}, with constants" in sentence for sentence in later)
+
+
+@pytest.mark.parametrize(
     "lr", [s.InverseSqrt(0.1), s.Cosine(0.1), s.Polynomial(0.1, power=2)], ids=str
 )
 def test_wrapped_schedules_have_the_order_of_what_they_wrap(lr):
@@ -661,3 +766,4 @@ def test_rates_of_growth_that_differ_by_rounding_are_the_same():
     both = s.Product(s.Exponential(1, factor=8, every=3), s.StepDecay(1, factor=0.5, every=1))
     assert order(both, 30).growth == (0, 0, 0)
     assert unlimited(s.Constant(3)) is None
+    assert unlimited(s.Piecewise({0: 1, 2: 0, 4: 2})) is None

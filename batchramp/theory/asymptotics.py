@@ -309,7 +309,7 @@ def unlimited(schedule: Schedule) -> Schedule | None:
 
 
 def _continued(ticks: list[int], values: list[float]) -> Schedule | None:
-    if len(values) < 3 or len(set(np.diff(ticks))) > 1 or values[0] <= 0:
+    if len(values) < 3 or len(set(np.diff(ticks))) > 1 or min(values) <= 0:
         return None
     steps, every = np.diff(values), ticks[1]
     ratios = np.divide(values[1:], values[:-1])

@@ -298,7 +298,10 @@ def _unlimited(
     growth = unlimited(given.plan.batch_size)
     if growth is None:
         return ""
-    rate = _said(find(_Given(given.plan, given.problem, given.n, growth), *others))
+    try:
+        rate = _said(find(_Given(given.plan, given.problem, given.n, growth), *others))
+    except UnknownOrder:
+        return ""
     return "" if rate == _said(found) else rate
 
 
@@ -511,6 +514,7 @@ def _auxiliary(given: _Given, theorem2: Judgement) -> _Finding:
         sentences = ["its condition was not checked step by step, which takes n"]
     else:
         fails, sentences = _checked(given.conditions(auxiliary, split="best"), given)
+    early = fails
     if (
         lr.diverges
         or reach.diverges
@@ -518,7 +522,7 @@ def _auxiliary(given: _Given, theorem2: Judgement) -> _Finding:
     ):
         if not fails:
             sentences.append("its condition, L lr/2 + L c < 1 in the end, fails: there is no bound")
-        fails = True
+        fails, early = True, False
 
     sums = given.sum(lr)
     noise, echo = lr**2 / size * known.smoothness, lr * reach**2 / size * known.smoothness**2
@@ -536,8 +540,16 @@ def _auxiliary(given: _Given, theorem2: Judgement) -> _Finding:
             "momentum that stays leaves no floor here: that of Theorem 2 is one of its proof, not "
             "of the method"
         )
-    rate = _NO_BOUND if fails else _rate(terms)
-    return _Finding(terms, rate, fails, None, because + sentences, floor)
+    rate = _rate(terms)
+    one_sequence = not any(each.rescaled for each in (lr, given.q, given.rest_of_beta))
+    # Stairs have no limit, so that the condition in the end was not looked at.
+    settles = bool(np.isfinite(lr.limit).all() and np.isfinite(reach.limit).all())
+    if early and one_sequence and settles and sums.diverges:
+        sentences.append(
+            "so no bound is computed in this form; counted from a later step on, where the "
+            f"condition holds, it would be {rate}, with constants that are not computed"
+        )
+    return _Finding(terms, _NO_BOUND if fails else rate, fails, None, because + sentences, floor)
 
 
 def _noise_floor(given: _Given, reach: Order) -> float:
@@ -561,7 +573,9 @@ def _noise_floor(given: _Given, reach: Order) -> float:
         ranges.append(_splits(known.smoothness * steps.lr, known.smoothness * late))
     low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
     s = min(max(s, low, 1e-9), high)
-    return (s * noise + echo) / (-e1 * s**2 + (2 * e1 - e2) * s - v)
+    below = -e1 * s**2 + (2 * e1 - e2) * s - v
+    # Without n, steps of the Plan may leave no s at all, for nobody looked.
+    return (s * noise + echo) / below if low <= high and below > 0 else math.nan
 
 
 def _splits(x: Array, y: Array) -> tuple[float, float]:
