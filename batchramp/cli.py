@@ -7,6 +7,7 @@ which), or 130 when interrupted.
 import importlib
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,8 +128,11 @@ def reproduce(
         raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
     folder = out or Path("runs") / name
     if name == "bounds":
-        if part is not None:
-            raise ValueError(f"--part is for figure1, got {part}")
+        for option, given in (("--part", part), ("--jobs", jobs)):
+            if given is not None:
+                raise ValueError(f"{option} is for figure1, got {given}")
+        if scale != "quick":
+            raise ValueError(f"scale must be 'quick' (the only one so far), got {scale!r}")
         held = bounds(200 if seeds is None else seeds, out=folder)
         said = json.dumps(held.to_dict(), allow_nan=False) if as_json else "\n".join(held.summary())
         typer.echo(said if as_json else f"{said}\nreport: {folder / 'report.html'}")
@@ -157,7 +161,7 @@ def plan(
         list[Path], typer.Argument(metavar="FILE.toml...", help="A file; several are compared.")
     ],
     n: Annotated[
-        int | None, typer.Option("--n", help="Samples, if the file names no task.")
+        int | None, typer.Option("--n", help="Samples. Default: the task's, or the problem file's.")
     ] = None,
     problem: Annotated[
         Path | None,
@@ -165,7 +169,9 @@ def plan(
     ] = None,
     measure: Annotated[
         str | None,
-        typer.Option("--measure", metavar="TASK", help="Measure the constants on TASK instead."),
+        typer.Option(
+            "--measure", metavar="TASK", help="Measure the constants on the file's TASK instead."
+        ),
     ] = None,
     epsilon: Annotated[
         float | None,
@@ -193,7 +199,7 @@ def plan(
     named = {file.stem if len(files) > 1 else "": plan_from_file(file) for file in files}
     if len(named) < len(files):
         raise ValueError(f"FILE must be files of different names, got {', '.join(map(str, files))}")
-    constants, known = _constants(problem, measure)
+    constants, known, note = _constants(problem, measure, files)
     sizes = {size for _, size in named.values() if size is not None}
     samples = n if n is not None else min(sizes) if len(sizes) == 1 else known
     if samples is None:
@@ -206,13 +212,17 @@ def plan(
         samples,
         problem=constants,
         epsilon=epsilon,
+        note=note,
     )
     if plot is not None:
         said.figure().savefig(plot, dpi=150)
     if as_json:
         typer.echo(json.dumps(said.to_dict(), allow_nan=False))
     else:
-        typer.echo(said.text(colour=sys.stdout.isatty()))
+        columns = shutil.get_terminal_size().columns
+        typer.echo(said.text(colour=sys.stdout.isatty(), width=min(columns, 110)))
+        if plot is not None:
+            typer.echo(f"drawn to {plot}")
 
 
 @app.command()
@@ -240,11 +250,13 @@ def measure(
 
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed}")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out must be a file in a folder that exists, got {out}")
     found = measure_constants(tasks.load(task, model), seed=seed, samples=samples)
     if out is not None:
         store.write(out, found.to_toml().encode())
     if as_json:
-        typer.echo(json.dumps({"n": found.n, **asdict(found.problem)}))
+        typer.echo(json.dumps({"note": found.note, "n": found.n, **asdict(found.problem)}))
     else:
         typer.echo(str(found))
         if out is not None:
@@ -311,20 +323,27 @@ def _import(modules: "Sequence[str] | None") -> None:
             raise ValueError(f"--import {module}: {type(error).__name__}: {error}") from None
 
 
-def _constants(file: Path | None, task: str | None) -> "tuple[Problem | None, int | None]":
-    """The problem, and the samples it was measured on, as far as they are given."""
+def _constants(
+    file: Path | None, task: str | None, plans: "Sequence[Path]"
+) -> "tuple[Problem | None, int | None, str]":
+    """The problem, its samples and where it comes from, as far as they are given."""
     if file is not None and task is not None:
         raise ValueError(f"--problem and --measure exclude each other, got {file} and {task}")
     if file is not None:
         from batchramp.theory import Problem
 
-        return Problem.from_toml(file)
+        found, n, note = Problem.from_toml(file)
+        return found, n, f"problem: {file}{f': {note}' if note else ''}"
     if task is not None:
-        from batchramp.experiments import measure_constants, tasks
+        from batchramp.experiments import measure_constants, task_from_file, tasks
 
-        found = measure_constants(tasks.load(task))
-        return found.problem, found.n
-    return None, None
+        trained = {named for path in plans if (named := task_from_file(path)) is not None}
+        if any(name != task for name, _ in trained) or len(trained) > 1:
+            shown = ", ".join(sorted(f"{name} ({model})" for name, model in trained))
+            raise ValueError(f"--measure must be the task of the files, {shown}, got {task!r}")
+        measured = measure_constants(tasks.load(task, *(model for _, model in trained)))
+        return measured.problem, measured.n, f"problem: {measured.note}"
+    return None, None, ""
 
 
 def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json: bool) -> None:

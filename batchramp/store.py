@@ -64,8 +64,8 @@ COLUMNS = (
 CONSTANTS = (
     "max_loss",  # max f_i
     "max_gradient_norm",  # max ||∇f_i||
-    "max_smoothness",  # max ||∇f_i(x) − ∇f_i(x')||/||x − x'||, x' where the epoch began
-    "gradient_bound",  # of Proposition 9 with these: √(2 max_smoothness max_loss)
+    "max_secant",  # max ||∇f_i(x) − ∇f_i(x')||/||x − x'||, x' where the epoch began
+    "proposition9",  # its bound of ||∇f_i|| with these: √(2 max_secant max_loss)
 )
 
 

@@ -149,8 +149,8 @@ class Task:
             found = gradient_bound(model, self.loss_fn, train, previous=previous)
             measured["max_loss"] = found.max_loss
             measured["max_gradient_norm"] = found.max_gradient_norm
-            measured["max_smoothness"] = found.max_smoothness
-            measured["gradient_bound"] = found.proposition9
+            measured["max_secant"] = found.max_smoothness
+            measured["proposition9"] = found.proposition9
         return measured
 
 

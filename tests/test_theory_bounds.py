@@ -687,7 +687,7 @@ def test_a_condition_that_fails_says_which_from_when_and_what_would_do(
         (lambda: bound_curve(plan_of(), PROBLEM, 10, form="x"), "form must be None for the best"),
         (
             lambda: bound_curve(plan_of(), PROBLEM, 10, bound="auxiliary", form="0.7"),
-            "form must be '1.0' or 'best', got '0.7'",
+            r"form must be in \(0, 2\) or 'best', got '0.7'",
         ),
         (lambda: segments(plan_of(), 10, "real"), "batches must be 'scheduled' or 'true'"),  # type: ignore[arg-type]
     ],

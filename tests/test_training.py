@@ -726,9 +726,9 @@ def test_a_run_measures_its_constants_when_asked(tmp_path: Path) -> None:
     assert [timeless(row) for row in without] == [timeless(row) for row in plain.rows]
 
     # The gradient of f_i is that of f, plus z_i: one secant for all i, at most L = 2.
-    assert found.initial["max_smoothness"] is None
+    assert found.initial["max_secant"] is None
     for row in found.rows:
-        assert 0 < row["max_smoothness"] <= 2
+        assert 0 < row["max_secant"] <= 2
         assert row["max_gradient_norm"] <= task.problem.gradient_bound  # type: ignore[union-attr]
     last = found.model.state_dict()["x"]
     losses = (last**2 / (1 + last**2)).sum() + task.train[0] @ last  # type: ignore[index]

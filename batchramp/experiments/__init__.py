@@ -10,6 +10,7 @@ from batchramp.experiments.recipes import (
     figure1_tuning,
     from_file,
     plan_from_file,
+    task_from_file,
 )
 from batchramp.experiments.runner import Outcome, run_all
 
@@ -27,4 +28,5 @@ __all__ = [
     "measure_constants",
     "plan_from_file",
     "run_all",
+    "task_from_file",
 ]

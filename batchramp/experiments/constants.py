@@ -60,18 +60,31 @@ class Constants:
             initial_gradient_norm=self.noise.full_gradient_norm,
         )
 
+    @property
+    def note(self) -> str:
+        """Where `problem` comes from, on one line."""
+        of = f"{self.task}, {self.model}, seed {self.seed}"
+        if self.known is not None:
+            return f"constants known to hold everywhere ({of})"
+        parts = [f"local estimates at the start of training ({of})"]
+        if self.noise.samples is not None:
+            parts.append(
+                f"sigma^2 and G from {self.noise.samples:,} of {self.n:,} samples, so G is at least"
+            )
+        if not self.curvature.converged:
+            parts.append("L did not converge")
+        return "; ".join(parts)
+
     def __str__(self) -> str:
         where = f"{self.task}, {self.model}, seed {self.seed}: at the start of training"
         lines = [where, f"loss f(x_0) = {self.loss:.6g}", str(self.noise), str(self.curvature)]
         if self.known is not None:
-            lines.append(f"known to hold everywhere: {self.known}")
+            lines += [self.note, self.known.to_toml().rstrip()]
         return "\n".join(lines)
 
     def to_toml(self) -> str:
         """The problem as ``batchramp plan --problem`` reads it."""
-        kind = "known to hold everywhere" if self.known else "local estimates, at the start alone"
-        head = f"# {self.task}, {self.model}, seed {self.seed}: {kind}\n"
-        return f"{head}n = {self.n}\n{self.problem.to_toml()}"
+        return f'note = "{self.note}"\nn = {self.n}\n{self.problem.to_toml()}'
 
 
 def measure_constants(task: "Task", *, seed: int = 0, samples: int | None = None) -> Constants:

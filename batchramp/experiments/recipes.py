@@ -33,6 +33,7 @@ __all__ = [
     "figure1_tuning",
     "from_file",
     "plan_from_file",
+    "task_from_file",
 ]
 
 OPTIMIZERS = ("QHM", "SGD", "Adam", "AdamW", "RMSprop")
@@ -402,6 +403,14 @@ def plan_from_file(path: Path) -> tuple[Plan, int | None]:
         return Plan.from_dict(content.get("plan", content)), None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def task_from_file(path: Path) -> tuple[str, str] | None:
+    """The task and the model of an experiment file; None for a file that is a plan alone."""
+    if "task" not in _toml(path):
+        return None
+    run = from_file(path)[0]
+    return run.task, run.model
 
 
 def _toml(path: Path) -> dict[str, Any]:

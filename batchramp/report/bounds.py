@@ -46,11 +46,7 @@ class Compared:
     def sentence(self) -> str:
         """The end in numbers."""
         least = float(self.measured[-1])
-        vacuous = (
-            f"; vacuous, for ||∇f(x_0)||² <= {number(self.bound.trivial)} always"
-            if self.bound.vacuous
-            else ""
-        )
+        vacuous = f"; {self.bound.news}" if self.bound.news else ""
         return (
             f"{self.cell.name}: measured {number(least)}, bound {number(self.bound.value)} "
             f"({self.bound.source}), {number(self.bound.value / least)} times as much{vacuous}"

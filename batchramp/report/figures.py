@@ -72,8 +72,8 @@ METRICS = (
         True,
     ),
     Metric(
-        "gradient_bound",
-        "gradient_bound",
+        "proposition9",
+        "proposition9",
         "Proposition 9 with secants of the run",
         "√(2 L max f_i)",
         True,

@@ -332,7 +332,7 @@ def _figure_note(column: str) -> str:
             "The largest over the clean training set at the end of each epoch. Assumption 1 wants "
             "it bounded over all points; this shows the points that the run came to."
         )
-    if column == "gradient_bound":
+    if column == "proposition9":
         return (
             "√(2 L F) of Proposition 9, with F the largest loss of a sample and L the largest "
             "secant of a sample's gradient over the epoch. Secants are below the true L, so this "

@@ -13,8 +13,8 @@ from batchramp.theory.closed_forms import corollary3, corollary5
 from batchramp.theory.comparison import (
     Change,
     Comparison,
+    caveats,
     compare,
-    warnings,
     what_would_change_it_most,
 )
 from batchramp.theory.critical_batch import (
@@ -50,6 +50,7 @@ __all__ = [
     "best_bound",
     "best_constant_batch",
     "bound_curve",
+    "caveats",
     "compare",
     "corollary3",
     "corollary5",
@@ -64,6 +65,5 @@ __all__ = [
     "theorem2",
     "theorem4",
     "verdict",
-    "warnings",
     "what_would_change_it_most",
 ]

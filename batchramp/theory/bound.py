@@ -65,7 +65,8 @@ class Bound:
         terms: what the bound is the sum of, by the paper's letters; `MEANINGS` has them in words.
             Where a condition fails they are what the formula gives, as far as it is finite.
         conditions: what the bound needs.
-        trivial: min(G², 2 L D0), which holds before the first step is taken.
+        trivial: min(G², 2 L D0), which bounds ||∇f(x_0)||² before any step is taken.
+        start: ||∇f(x_0)||² where the problem has it, else None.
         caveats: what a reader of the value should know.
     """
 
@@ -75,6 +76,7 @@ class Bound:
     terms: Mapping[str, float]
     conditions: tuple[Condition, ...]
     trivial: float
+    start: float | None = None
     caveats: tuple[str, ...] = ()
 
     @property
@@ -88,6 +90,18 @@ class Bound:
         return not self.value < self.trivial
 
     @property
+    def news(self) -> str:
+        """Why the bound says nothing that was not known at x_0; "" if it does.
+
+        Beside `vacuous`, a bound may lie above a ||∇f(x_0)||² that is known.
+        """
+        if self.vacuous:
+            return f"VACUOUS: ||∇f(x_0)||² <= {self.trivial:.4g} before any step"
+        if self.start is not None and not self.value < self.start:
+            return f"no news: ||∇f(x_0)||² is {self.start:.4g}"
+        return ""
+
+    @property
     def dominant(self) -> str | None:
         """The letter of the largest term; None where the bound has no value."""
         if not math.isfinite(self.value):
@@ -95,8 +109,8 @@ class Bound:
         return max(self.terms, key=lambda name: self.terms[name])
 
     def __str__(self) -> str:
-        vacuous = f"  VACUOUS: ||∇f||² <= {self.trivial:.4g} always" if self.vacuous else ""
-        lines = [f"{self.source}, {self.steps:,} steps: min E||∇f||² <= {self.value:.4g}{vacuous}"]
+        lines = [f"{self.source}, {self.steps:,} steps: min E||∇f||² <= {self.value:.4g}"]
+        lines += [f"  {self.news}"] if self.news else []
         width = max(map(len, self.terms), default=0)
         for name, value in self.terms.items():
             mark = "  <- dominant" if name == self.dominant else ""
@@ -129,6 +143,7 @@ class Evaluated:
             {name: float(term[i]) for name, term in self.terms.items()},
             tuple(self.conditions(i)),
             trivial(problem),
+            at_start(problem),
             self.caveats,
         )
 
@@ -148,6 +163,12 @@ def over(numerator: Array | float, denominator: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = np.asarray(numerator, dtype=np.float64) / denominator
     return np.where((denominator > 0) & ~np.isnan(quotient), quotient, np.inf)
+
+
+def at_start(problem: Problem) -> float | None:
+    """||∇f(x_0)||², where it is known."""
+    norm = problem.initial_gradient_norm
+    return None if norm is None else norm * norm
 
 
 def trivial(problem: Problem) -> float:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from batchramp.theory.bound import (
     Bound,
     Condition,
     Evaluated,
+    at_start,
     over,
     positive,
     total,
@@ -57,6 +58,9 @@ OF_BEST: tuple[tuple[Name, str], ...] = (
     ("auxiliary", "best"),
 )
 
+# Prefixes of a Plan that the best bound looks at.
+_MOST_PREFIXES = 300
+
 # A bound at several horizons, each the end of one of its segments.
 _Evaluate = Callable[[Segments, NDArray[np.int64], Problem], Evaluated]
 
@@ -64,10 +68,12 @@ _Evaluate = Callable[[Segments, NDArray[np.int64], Problem], Evaluated]
 @final
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A bound after every epoch; all arrays have the shape ``[epochs]``.
+    """A bound after every epoch; prints as a table of a few of them.
+
+    All arrays have the shape ``[epochs]``.
 
     Attributes:
-        epochs: epochs done, from 1; of more than 10,000, some and the last.
+        epochs: epochs done, from 1; of more than 2,000, some and the last.
         steps: K by then.
         samples: single-sample gradients by then, by the loader's count.
         values: the bound, inf where it does not hold.
@@ -81,6 +87,19 @@ class Curve:
     values: Array
     terms: Mapping[str, Array] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        shown = np.unique(np.linspace(0, len(self.steps) - 1, 12).astype(np.int64)).tolist()
+        rows: list[tuple[str, ...]] = [("epochs", "steps", "samples", "bound", "")]
+        for i in shown:
+            counts = (f"{int(a[i]):,}" for a in (self.epochs, self.steps, self.samples))
+            rows.append((*counts, f"{self.values[i]:.4g}", self.sources[i]))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            "  ".join([*map(str.rjust, row[:4], widths), row[4]]).rstrip() for row in rows
+        )
+
+    __repr__ = __str__
 
 
 # ----------------------------------------------------------------------------------- the theorems
@@ -321,24 +340,31 @@ def auxiliary(
     ['82.8', '21.1', '0.146']
     """
     if split != "best":
-        split = float(as_number(split, "split", "in (0, 2) or 'best'", lambda s: 0 < s < 2))
+        split = as_split(split, "split")
     return _single(partial(evaluate_auxiliary, split=split), plan, problem, n, steps, batches)
 
 
 # ---------------------------------------------------------------------------------- by their names
 
 
-def resolve(bound: Which, form: str | None = None) -> tuple[tuple[Name, str], ...]:
-    """The bounds that a name stands for, each with its form; None is the default form."""
+def resolve(bound: Which, form: str | float | None = None) -> tuple[tuple[Name, str], ...]:
+    """The bounds that a name stands for, each with its form; None is the default form.
+
+    The form of the auxiliary bound is its split, as a text.
+    """
     if bound == "best":
         if form is not None:
             raise ValueError(f"form must be None for the best bound, got {form!r}")
         return OF_BEST
     if bound not in _FORMS:
         raise ValueError(f"bound must be one of best, {', '.join(_FORMS)}, got {bound!r}")
-    form = form or _FORMS[bound][0]
-    _check_form(form, _FORMS[bound])
-    return ((bound, form),)
+    if form is None:
+        form = _FORMS[bound][0]
+    elif bound == "auxiliary" and form != "best":
+        form = str(as_split(form, "form"))
+    else:
+        _check_form(form, _FORMS[bound])
+    return ((bound, str(form)),)
 
 
 def evaluate(
@@ -350,7 +376,7 @@ def evaluate(
 
 def _named(bound: Name, form: str) -> _Evaluate:
     if bound == "auxiliary":
-        return partial(evaluate_auxiliary, split="best" if form == "best" else 1.0)
+        return partial(evaluate_auxiliary, split="best" if form == "best" else float(form))
     return partial(_theorem2 if bound == "theorem2" else _theorem4, form=form)
 
 
@@ -365,10 +391,11 @@ def best_bound(
     steps: int | None = None,
     batches: Batches = "scheduled",
 ) -> Bound:
-    """The least of the bounds whose conditions hold, over all prefixes that end with an epoch.
+    """The least of the bounds whose conditions hold, over the prefixes that end with an epoch.
 
     The least of E||∇f(x_k)||² over K steps is not above that over fewer, so a bound for fewer steps
-    holds for K too; it is the smaller one where a schedule turns bad on the way.
+    holds for K too; it is the smaller one where a schedule turns bad on the way. Of more than 300
+    epochs, at most 300 are looked at.
 
     Args:
         plan, problem, n, steps, batches: as in `theorem2`.
@@ -387,7 +414,12 @@ def best_bound(
     """
     horizon = _horizon(segments(plan, n, batches), steps)
     _, ends, _ = epoch_ends(plan, n)
-    at = np.append(ends[ends < horizon], horizon)
+    ends = ends[ends < horizon]
+    if len(ends) > _MOST_PREFIXES:
+        half = _MOST_PREFIXES // 2
+        spread = [*np.linspace(0, len(ends) - 1, half), *np.geomspace(1, len(ends), half) - 1]
+        ends = ends[np.unique(np.array(spread).astype(np.int64))]
+    at = np.append(ends, horizon)
     found = _evaluate_all(plan, problem, n, at, batches)
     values = np.array([each.values for each in found])
     which, i = np.unravel_index(np.argmin(values), values.shape)
@@ -399,6 +431,7 @@ def best_bound(
             {},
             tuple(c for each in found for c in each.conditions(len(at) - 1)),
             trivial(problem),
+            at_start(problem),
         )
     best = found[which].bound(int(i), int(at[i]), problem)
     if at[i] < horizon:
@@ -421,7 +454,7 @@ def bound_curve(
     n: int,
     *,
     bound: Which = "best",
-    form: str | None = None,
+    form: str | float | None = None,
     batches: Batches = "scheduled",
 ) -> Curve:
     """A bound after every epoch.
@@ -429,8 +462,8 @@ def bound_curve(
     Args:
         plan, problem, n, batches: as in `theorem2`.
         bound: which; "best" is the least so far of all that hold, and so never rises.
-        form: as that bound takes it, its default first if None; of the auxiliary bound the split,
-            "1.0" or "best"; the best bound has none.
+        form: as that bound takes it, None for its default; of the auxiliary bound the split; the
+            best bound has none.
 
     Raises:
         ValueError: as in `theorem2`.
@@ -481,6 +514,11 @@ def _horizon(whole: Segments, steps: int | None) -> int:
     return horizon
 
 
-def _check_form(form: str, allowed: tuple[str, ...]) -> None:
+def as_split(value: Any, field: str) -> float:
+    """A split of the auxiliary bound as a float."""
+    return float(as_number(value, field, "in (0, 2) or 'best'", lambda s: 0 < s < 2))
+
+
+def _check_form(form: Any, allowed: tuple[str, ...]) -> None:
     if form not in allowed:
         raise ValueError(f"form must be {' or '.join(map(repr, allowed))}, got {form!r}")

@@ -15,7 +15,7 @@ from batchramp.theory.critical_batch import best_constant_batch
 from batchramp.theory.layout import Segments, segments
 from batchramp.theory.problem import Problem
 
-__all__ = ["Change", "Comparison", "compare", "warnings", "what_would_change_it_most"]
+__all__ = ["Change", "Comparison", "caveats", "compare", "what_would_change_it_most"]
 
 
 # ------------------------------------------------------------------------------- which of several
@@ -56,7 +56,7 @@ class Comparison:
             for row in rows
         ]
         warned = [f"{name}: {w}" for name, said in self.warnings.items() for w in said]
-        head = f"min E||∇f||² by the {self.bound} bound, at equal (* the least)"
+        head = f"min E||∇f||² by the {self.bound} bound, all cut to the least of (* the best)"
         return "\n".join([head, *table, *(f"warning: {w}" for w in warned)])
 
 
@@ -85,7 +85,7 @@ def compare(
     >>> sgd = {"lr": 0.1, "beta": 0.0, "gamma": 0.0}
     >>> plans = {f"b={b}": Plan(epochs=10, batch_size=b, **sgd) for b in (8, 80)}
     >>> print(compare(plans, problem, n=800))
-    min E||∇f||² by the best bound, at equal (* the least)
+    min E||∇f||² by the best bound, all cut to the least of (* the best)
     plan  10 epochs  8,000 samples  100 steps
     b=8      0.025*         0.025*      0.125
     b=80     0.1125         0.1125    0.1125*
@@ -121,7 +121,7 @@ def compare(
         axis: min(of, key=lambda name: of[name]) if math.isfinite(min(of.values())) else None
         for axis, of in values.items()
     }
-    warned = {name: warnings(plan, problem, n) for name, plan in plans.items()}
+    warned = {name: caveats(plan, problem, n) for name, plan in plans.items()}
     return Comparison(bound, axes, steps, values, least, warned)
 
 
@@ -147,7 +147,7 @@ def _steps_within(plan: Plan, n: int, axis: str, count: int) -> int:
 # --------------------------------------------------------------------------- what the bounds hide
 
 
-def warnings(plan: Plan, problem: Problem, n: int) -> tuple[str, ...]:
+def caveats(plan: Plan, problem: Problem, n: int) -> tuple[str, ...]:
     """What is true of the bounds of this Plan and easily overlooked.
 
     Args:
@@ -163,7 +163,7 @@ def warnings(plan: Plan, problem: Problem, n: int) -> tuple[str, ...]:
     >>> growth = Exponential(8, factor=2, every=2, maximum=64)
     >>> plan = Plan(epochs=10, batch_size=growth, lr=0.1, beta=0.0, gamma=0.0)
     >>> problem = Problem(initial_gap=1.0, smoothness=2.0, variance=1.0, gradient_bound=3.0)
-    >>> for said in warnings(plan, problem, n=800):
+    >>> for said in caveats(plan, problem, n=800):
     ...     print("*", said)
     * the noise term of Theorem 2 is 1.69 times the least for these steps and samples, which takes
       a constant batch size
@@ -176,11 +176,8 @@ def warnings(plan: Plan, problem: Problem, n: int) -> tuple[str, ...]:
     said = []
     if not math.isfinite(best.value):
         said.append(f"no bound holds: ||∇f(x_0)||² <= {best.trivial:.4g} is all that is known")
-    elif best.vacuous:
-        said.append(
-            f"the best bound is VACUOUS: {best.value:.4g}, and ||∇f(x_0)||² <= "
-            f"{best.trivial:.4g} before any step"
-        )
+    elif best.news:
+        said.append(f"the best bound, {best.value:.4g}, says nothing: {best.news}")
     for part in OF_BEST:
         said += failures(evaluate(plan, problem, n, *part))
     return (*said, *blind_spots(plan, problem, n))
@@ -253,7 +250,7 @@ def _constant_is_better(
     steps = int(cut.count.sum())
     grown = theorem2(plan, problem, n, steps=steps, form="printed").value
     best = best_constant_batch(problem, lr=lr, samples=int(samples), beta=beta, gamma=gamma)
-    if not best.bound <= grown:
+    if not best.bound <= 0.99 * grown:
         return []
     return [
         f"at equal samples no growth beats the best constant batch size in Theorem 2: "
@@ -284,8 +281,11 @@ class Change:
     plan: Plan
 
     def __str__(self) -> str:
-        vacuous = ", vacuous" if self.bound.vacuous else ""
-        return f"{self.change:36} {self.bound.value:<10.4g} {self.bound.source}{vacuous}"
+        if not math.isfinite(self.bound.value):
+            return f"{self.change:36} no bound"
+        word = self.bound.news.partition(":")[0].lower()
+        word = f", {word}" if word else ""
+        return f"{self.change:36} {self.bound.value:<10.4g} {self.bound.source}{word}"
 
 
 def what_would_change_it_most(plan: Plan, problem: Problem, n: int) -> list[Change]:

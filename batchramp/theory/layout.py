@@ -108,6 +108,8 @@ def _segments(plan: Plan, n: int, true: bool) -> Segments:
         rows.append(row)
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     tick, values = columns[0].astype(np.int64), [c.astype(np.float64) for c in columns[1:]]
+    for column in (tick, *values):  # kept for the next call
+        column.setflags(write=False)
     return Segments(tick, *values)
 
 

@@ -1,5 +1,6 @@
 """A Plan's bound against steps and samples, as a figure and in the terminal."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +13,14 @@ from batchramp.theory.problem import Problem
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_bound", "draw_bound_as_text"]
+__all__ = ["draw_bound", "draw_bound_as_text", "draw_bounds"]
 
 # What the best bound is the least of, as a legend says it.
 _LINES = dict(zip(("Theorem 2, per step", "Theorem 4, safe", "auxiliary"), OF_BEST, strict=True))
-# The bound and its terms, where there is no colour.
-_LETTERS = ["#", "a", "b", "c", "d", "e"]
+# The terms, where there is no colour.
+_LETTERS = ["a", "b", "c", "d", "e"]
 # Colours that the colour-blind tell apart (Okabe and Ito 2008).
-_COLOURS = ("#0072b2", "#cc79a7", "#009e73")
+_COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#d55e00", "#e69f00", "#56b4e9")
 
 
 def _curves(plan: Plan, problem: Problem, n: int) -> tuple[Curve, dict[str, Curve]]:
@@ -61,9 +62,11 @@ def draw_bound(plan: Plan, problem: Problem, n: int) -> "Figure":
         ((best.steps, "steps"), (best.samples, "samples (single-sample gradients)"))
     ):
         above, below = panels[0][column], panels[1][column]
-        for (name, curve), colour in zip(each.items(), _COLOURS, strict=True):
-            above.plot(x, _finite(curve.values), color=colour, lw=1.2, label=name)
-        above.plot(x, _finite(best.values), color="#222222", lw=2.2, label="the least so far")
+        for (name, curve), colour in zip(each.items(), _COLOURS, strict=False):
+            if np.isfinite(curve.values).any():
+                above.plot(x, _finite(curve.values), color=colour, lw=1.6, label=name)
+        dashed = {"color": "#222222", "ls": (0, (3, 2)), "lw": 2.2}
+        above.plot(x, _finite(best.values), label="the least so far", **dashed)
         above.plot(
             x,
             np.full(len(x), trivial(problem)),
@@ -83,29 +86,61 @@ def draw_bound(plan: Plan, problem: Problem, n: int) -> "Figure":
                 axes.set_yscale("log")
     panels[0][0].set_ylabel("bound on min E‖∇f‖²")
     panels[1][0].set_ylabel(f"terms of {of}" if of else "no bound holds")
-    panels[0][0].legend(fontsize="small")
+    panels[0][0].legend(fontsize="small", framealpha=0.6)
     if panels[1][0].lines:
         panels[1][0].legend(fontsize="small")
     return figure
 
 
+def draw_bounds(plans: Mapping[str, Plan], problem: Problem, n: int) -> "Figure":
+    """The best bound of several Plans after every epoch, against steps and against samples.
+
+    Args:
+        plans: by name.
+        problem, n: as in `draw_bound`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, (name, plan) in enumerate(plans.items()):
+        best = bound_curve(plan, problem, n)
+        if not np.isfinite(best.values).any():
+            continue
+        look = {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "ls": ("-", "--", ":")[i // len(_COLOURS) % 3],
+        }
+        for axes, x in ((left, best.steps), (right, best.samples)):
+            axes.plot(x, _finite(best.values), label=name, **look)
+    for axes, words in ((left, "steps"), (right, "samples (single-sample gradients)")):
+        axes.set_xlabel(words)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+    left.set_ylabel("best bound on min E‖∇f‖²")
+    if left.lines:
+        left.legend(fontsize="small")
+    return figure
+
+
 def draw_bound_as_text(
-    plan: Plan, problem: Problem, n: int, *, width: int = 72, colour: bool = False
+    plan: Plan, problem: Problem, n: int, *, width: int = 80, colour: bool = False
 ) -> str:
     """The least bound so far and the terms of the last against steps, for a terminal.
 
     Args:
         plan, problem, n: as in `draw_bound`.
-        width: in characters.
+        width: of the terminal, in characters.
         colour: whether lines are told apart by colour; else by letters.
     """
     from uniplot import plot_to_string
 
     best, each = _curves(plan, problem, n)
     of = _last_source(best)
-    lines = {"bound": best.values}
-    if of:
-        lines |= each[of].terms
+    lines = dict(each[of].terms) if of else {}
+    lines["bound"] = best.values  # last, and so on top
     lines = {
         name: values for name, values in lines.items() if np.any(np.isfinite(values) & (values > 0))
     }
@@ -116,6 +151,7 @@ def draw_bound_as_text(
         ys.append(values[shown])
     if not lines:
         return "no bound holds: there is nothing to draw"
+    letters = [*_LETTERS[: len(lines) - 1], "#"]
     title = f"bound on min E||∇f||² against steps: {best.sources[-1]}"
     drawn = plot_to_string(
         xs=xs,
@@ -123,12 +159,12 @@ def draw_bound_as_text(
         x_as_log=True,
         y_as_log=True,
         lines=len(best.steps) > 1,
-        width=width,
+        width=max(width - 10, 20),  # labels stand at the right
         height=14,
         title=title,
         legend_labels=list(lines),
         color=colour,
-        **({} if colour else {"character_set": "ascii", "force_ascii_characters": _LETTERS}),
+        **({} if colour else {"character_set": "ascii", "force_ascii_characters": letters}),
     )
     return drawn if isinstance(drawn, str) else "\n".join(drawn)
 

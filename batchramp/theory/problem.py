@@ -1,13 +1,13 @@
 """The constants of an optimisation problem that the convergence theorems speak of."""
 
-import math
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, final
+
+from batchramp.schedules import as_number
 
 __all__ = ["Problem"]
 
@@ -43,11 +43,13 @@ class Problem:
             value = getattr(self, name)
             if value is None and name == "initial_gradient_norm":
                 continue
-            number = float(value) if isinstance(value, Real) else math.nan
-            in_range = number >= 0 if name in may_be_zero else number > 0
-            if isinstance(value, bool) or not (in_range and math.isfinite(number)):
-                allowed = ">= 0" if name in may_be_zero else "> 0"
-                raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
+            zero = name in may_be_zero
+            allowed = f"a finite number {'>= 0' if zero else '> 0'}"
+            number = as_number(
+                value, name, allowed, lambda x, zero=zero: x > 0 or (zero and x == 0)
+            )
+            # A float of Python's own: integers of numpy would wrap, its float32 lose digits.
+            object.__setattr__(self, name, float(number))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Problem":
@@ -67,8 +69,11 @@ class Problem:
         return cls(**plain)
 
     @classmethod
-    def from_toml(cls, source: str | os.PathLike[str]) -> tuple["Problem", int | None]:
-        """From TOML text, or from a file if ``source`` is a Path; and its n, if it has one.
+    def from_toml(cls, source: str | os.PathLike[str]) -> tuple["Problem", int | None, str]:
+        """From TOML text, or from a file if ``source`` is a Path.
+
+        Returns:
+            The problem, the file's n, if it has one, and its note of where the constants come from.
 
         Raises:
             ValueError: not TOML, or not a problem.
@@ -84,7 +89,10 @@ class Problem:
             n = plain.pop("n", None)
             if n is not None and (type(n) is not int or n < 1):
                 raise ValueError(f"n must be an integer >= 1, got {n!r}")
-            return cls.from_dict(plain), n
+            note = plain.pop("note", "")
+            if not isinstance(note, str):
+                raise ValueError(f"note must be a text, got {note!r}")
+            return cls.from_dict(plain), n, note
         except ValueError as error:  # of TOML, of UTF-8, of a field
             raise ValueError(f"{where}: {error}") from None
 

@@ -11,11 +11,12 @@ from batchramp.theory.bounds import OF_BEST, best_bound, evaluate
 from batchramp.theory.comparison import (
     Change,
     Comparison,
+    blind_spots,
     compare,
-    warnings,
     what_would_change_it_most,
 )
-from batchramp.theory.picture import draw_bound, draw_bound_as_text
+from batchramp.theory.critical_batch import max_lr
+from batchramp.theory.picture import draw_bound, draw_bound_as_text, draw_bounds
 from batchramp.theory.problem import Problem
 from batchramp.theory.questions import Answer, steps_to
 from batchramp.theory.verdict import Verdict, verdict
@@ -44,6 +45,7 @@ class Summary:
         changes: what would change a single Plan's best bound most.
         warnings: where the bounds are blind.
         comparison: of several Plans.
+        note: where the problem's constants come from; "" if that is not said.
     """
 
     plans: Mapping[str, Plan]
@@ -57,12 +59,14 @@ class Summary:
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
     comparison: Comparison | None
+    note: str = ""
 
-    def text(self, *, colour: bool = False) -> str:
+    def text(self, *, colour: bool = False, width: int = 80) -> str:
         """For a terminal.
 
         Args:
             colour: whether lines of the picture are told apart by colour.
+            width: of the terminal, for the picture.
         """
         several = len(self.plans) > 1
         parts = []
@@ -72,7 +76,9 @@ class Summary:
         if self.comparison is not None:
             parts.append(str(self.comparison))
         elif not several:
-            parts += self._single(colour)
+            parts += self._single(colour, width)
+        if self.problem is not None:
+            parts.insert(0, "\n".join([*([self.note] if self.note else []), _said(self.problem)]))
         return "\n\n".join(parts)
 
     __str__ = text
@@ -81,8 +87,14 @@ class Summary:
         if self.unplanned[name]:
             left = ", ".join(self.unplanned[name])
             return [f"convergence: not read, for the plan leaves {left} to the optimizer"]
+        judged = self.verdicts[name]
+        said = [
+            str(each).split("\n") for each in (judged.theorem2, judged.theorem4, judged.auxiliary)
+        ]
         lines = ["", "does each bound of QHM tend to 0, were the plan to go on?"]
-        lines.append(str(self.verdicts[name]))
+        lines += [f"  {head}" for head, *_ in said]
+        for head, *reasons in said:
+            lines += [f"why: {head.partition(':')[0]}", *reasons]
         if name in self.best:
             lines += ["", "the best bound", str(self.best[name])]
             lines += ["each bound at the end", *(_line(bound) for bound in self.bounds[name])]
@@ -91,20 +103,35 @@ class Summary:
             lines += ["", str(replace(self.answers[name], warnings=()))]
         return lines
 
-    def _single(self, colour: bool) -> list[str]:
+    def _single(self, colour: bool, width: int) -> list[str]:
         (name, plan), *_ = self.plans.items()
         if self.problem is None or self.unplanned[name]:
             return []
-        parts = [draw_bound_as_text(plan, self.problem, self.n, colour=colour)]
-        parts.append("\n".join(["what would change the best bound most", *map(str, self.changes)]))
+        parts = [draw_bound_as_text(plan, self.problem, self.n, width=width, colour=colour)]
+        if any(change.bound.holds for change in self.changes):
+            changes = map(str, self.changes)
+            parts.append("\n".join(["what would change the best bound most", *changes]))
+        if not self.best[name].holds:
+            first = plan.at(0)
+            most = max_lr(self.problem, beta=first.beta or 0.0, gamma=first.gamma or 0.0)
+            parts.append(f"{most}\n  (beta and gamma as at the start of the plan)")
         if self.warnings:
             parts.append("\n".join(f"warning: {said}" for said in self.warnings))
         return parts
 
     def figure(self) -> "Figure":
-        """The bound where there is one, else the schedules; of several Plans the first."""
-        (name, plan), *_ = self.plans.items()
-        if self.problem is None or self.unplanned[name]:
+        """The bound of one Plan by term, or the best bounds of several; else its schedules.
+
+        Raises:
+            ValueError: several Plans, and no bound to draw.
+        """
+        readable = {name: plan for name, plan in self.plans.items() if not self.unplanned[name]}
+        if len(self.plans) > 1:
+            if self.problem is None or not readable:
+                raise ValueError("plans must be 1 to be drawn without a problem, got several")
+            return draw_bounds(readable, self.problem, self.n)
+        (plan,) = self.plans.values()
+        if self.problem is None or not readable:
             return plan.plot(self.n)
         return draw_bound(plan, self.problem, self.n)
 
@@ -125,11 +152,12 @@ class Summary:
             }
             for name, plan in self.plans.items()
         }
+        given = {"problem": _plain(self.problem), "note": self.note}
         if len(of_each) == 1:
             (one,) = of_each.values()
             changes = {change.change: _plain(change.bound.value) for change in self.changes}
-            return {**one, "changes": changes, "warnings": list(self.warnings)}
-        return {"plans": of_each, "comparison": _plain(self.comparison)}
+            return {**one, **given, "changes": changes, "warnings": list(self.warnings)}
+        return {"plans": of_each, **given, "comparison": _plain(self.comparison)}
 
 
 def summary(
@@ -138,14 +166,18 @@ def summary(
     *,
     problem: Problem | None = None,
     epsilon: float | None = None,
+    note: str = "",
 ) -> Summary:
     """All that the theory says of ``plans`` over ``n`` samples.
+
+    A Plan that leaves lr, beta or gamma to the optimizer is described, and not judged.
 
     Args:
         plans: by name, at least one.
         n: samples of the data set.
         problem: D0, L, σ², G; without it there are verdicts, but no numbers.
         epsilon: what E||∇f||² is to come down to.
+        note: where the problem comes from, which is printed first.
 
     Raises:
         ValueError: no Plan, or an epsilon without a problem or not above 0.
@@ -163,12 +195,6 @@ def summary(
         for name, plan in plans.items()
     }
     readable = {name: plan for name, plan in plans.items() if not unplanned[name]}
-    if problem is not None and not readable:
-        (name, left), *_ = unplanned.items()
-        raise ValueError(
-            f"{' and '.join(left)} must be in the plan for a bound{f' ({name})' if name else ''}: "
-            "it leaves them to the optimizer"
-        )
     verdicts = {name: verdict(plan, problem=problem, n=n) for name, plan in readable.items()}
     best: dict[str, Bound] = {}
     bounds: dict[str, tuple[Bound, ...]] = {}
@@ -183,15 +209,26 @@ def summary(
             if epsilon is not None:
                 answers[name] = steps_to(epsilon, plan, problem, n)
         if len(plans) > 1:
-            comparison = compare(readable, problem, n)
-        else:
+            comparison = compare(readable, problem, n) if readable else None
+        elif readable:
             (plan,) = readable.values()
             changes = what_would_change_it_most(plan, problem, n)
-            warned = warnings(plan, problem, n)
+            warned = blind_spots(plan, problem, n)
     return Summary(
         dict(plans), n, problem, unplanned, verdicts, best, bounds, answers, tuple(changes), warned,
-        comparison,
+        comparison, note,
     )  # fmt: skip
+
+
+def _said(problem: Problem) -> str:
+    known = {
+        "D0 = f(x_0) - f*": problem.initial_gap,
+        "smoothness L": problem.smoothness,
+        "variance sigma^2": problem.variance,
+        "gradient bound G": problem.gradient_bound,
+        "||∇f(x_0)||": problem.initial_gradient_norm,
+    }
+    return ", ".join(f"{name}: {value:.4g}" for name, value in known.items() if value is not None)
 
 
 def _line(bound: Bound) -> str:
@@ -199,8 +236,8 @@ def _line(bound: Bound) -> str:
     if not bound.holds:
         failed = next(c for c in bound.conditions if not c.holds)
         return f"  {bound.source:28} no bound: {failed}"
-    vacuous = "  (vacuous)" if bound.vacuous else ""
-    return f"  {bound.source:28} {bound.value:.4g}{vacuous}"
+    word = bound.news.partition(":")[0].lower()
+    return f"  {bound.source:28} {bound.value:.4g}{f'  ({word})' if word else ''}"
 
 
 def _plain(value: Any) -> Any:
