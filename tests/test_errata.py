@@ -232,6 +232,34 @@ def test_a_constant_lr_and_batch_can_do_where_the_noise_vanishes():
     assert theorem2(plan, problem, 2, form="printed").value > 0.08  # sufficient, not necessary
 
 
+def test_a_constant_lr_and_batch_can_do_where_the_noise_stays():
+    """x²/(1+x²) ± 3x: the mass spreads to where f is flat. Means of 20,000 paths, to 4 errors."""
+    rng, paths, lr = np.random.default_rng(0), 20_000, 0.5
+
+    def slope(x: Any) -> Any:
+        return 2 * x / (1 + x * x) ** 2
+
+    far = np.linspace(-100, 100, 200_001)  # beyond, |f'| < 2/|x|³
+    assert np.abs(slope(far)).max() < 0.65  # G < 3.65
+    assert np.abs(np.diff(slope(far))).max() <= 2 * 0.001 * (1 + 1e-6)  # L = 2
+    x, measured = np.ones(paths), {}
+    for k in range(1, 1001):
+        x = x - lr * (slope(x) + 3 * (1 - 2 * rng.integers(0, 2, paths)))
+        if k in (10, 100, 1000):
+            squares = slope(x) ** 2
+            measured[k] = squares.mean(), squares.std() / math.sqrt(paths)
+    for k, said in ((10, 0.0543), (100, 0.0217), (1000, 0.0071)):
+        mean, error = measured[k]
+        assert abs(mean - said) < 4 * error
+    (early, early_error), (late, late_error) = measured[100], measured[1000]
+    fall = early / late
+    error = fall * math.hypot(early_error / early, late_error / late)
+    assert abs(fall - math.sqrt(10)) < 4 * error  # like 1/√k
+    problem = Problem(initial_gap=0.5, smoothness=2.0, variance=9.0, gradient_bound=3.65)
+    plan = Plan(epochs=10**6, batch_size=1, lr=lr, beta=0.0, gamma=0.0)
+    assert theorem2(plan, problem, 1, form="printed").value >= 9
+
+
 def test_the_noise_floor_of_sgd_where_the_noise_does_not_vanish():
     """f = L x²/2 with additive noise: E f'² tends to L α σ²/(b(2 − L α)), as Theorem 2 has it."""
     smoothness, lr, size, variance = 2.0, 0.2, 8, 1.0
@@ -258,6 +286,67 @@ def test_what_sqrt_lr_and_constant_momentum_do_with_a_constant_batch():
     for theorem in ("theorem2", "theorem4"):
         assert scaled[theorem][2] > 4 * scaled[theorem][1] > 16 * scaled[theorem][0]
     assert scaled["auxiliary"][2] < scaled["auxiliary"][1] < scaled["auxiliary"][0]
+
+
+@pytest.mark.parametrize(
+    ("lr", "beta", "gamma", "start", "rate"),
+    [
+        (s.Inverse(0.1), s.IncreasingBeta(0.5), 1.0, 400, lambda k: 1 / math.log(k)),
+        (s.InverseSqrt(0.1), 0.8, 0.7, 50, lambda k: math.log(k) / math.sqrt(k)),
+    ],
+    ids=["decaying", "sqrt"],
+)
+def test_the_auxiliary_bound_from_a_later_start(lr, beta, gamma, start, rate):
+    """L = 20, where it fails at the first steps; on L x²/2 with additive noise, exactly."""
+    smoothness, size = 20.0, 8
+    problem = Problem(initial_gap=10.0, smoothness=smoothness, variance=1.0, gradient_bound=20.0)
+    scaled = []
+    for steps in (10**3, 10**4, 3 * 10**4):
+        plan = Plan(epochs=steps, batch_size=size, lr=lr, beta=beta, gamma=gamma)
+        assert auxiliary(plan, problem, size, split="best").value == math.inf
+        rows = segments(plan, size)
+        repeat = rows.count.astype(int)
+        a, b, g = (np.repeat(v, repeat) for v in (rows.lr, rows.beta, rows.gamma))
+        q = b * g
+        c = backward(a, b, q)
+        eta = a * (1 - q) + (1 - b) * c[1:]
+        v, w = np.zeros(steps), 0.0
+        for i in reversed(range(steps)):
+            v[i] = (1 - b[i]) * w
+            w = eta[i] * c[i] ** 2 + b[i] * w
+        brackets = eta * (1 - smoothness * eta) - smoothness**2 * v  # s = 1
+        assert brackets[0] < 0 <= brackets[start:].min()
+        squares, (point, memory) = second_moments(smoothness, 1 / size, a, b, q, start, c[start])
+        first = eta[start] * c[start] ** 2 + b[start] * v[start] / (1 - b[start])
+        kept = np.append(1.0, np.cumprod(b[start:-1]))
+        assert first == pytest.approx(np.sum((eta * c[:-1] ** 2)[start:] * kept))
+        noise = np.sum((smoothness * eta**2 + smoothness**2 * v)[start:]) / size
+        above = smoothness * point + smoothness**2 * first * memory + noise
+        assert brackets[start:] @ squares[start:] <= above
+        bound = above / brackets[start:].sum()
+        assert squares.min() <= bound
+        scaled.append(bound / rate(steps))
+    assert scaled[0] > scaled[1] > scaled[2]
+
+
+def second_moments(
+    smoothness: float, variance: float, lr: Any, beta: Any, q: Any, start: int, reach: float
+) -> tuple[Any, tuple[float, float]]:
+    """E f'(x_k)² on L x²/2 from x_0 = 1; and E(x − c d)² and E d² at a start."""
+    squares, at_start = np.zeros(len(lr)), (0.0, 0.0)
+    xx, xd, dd = 1.0, 0.0, 0.0
+    for k, (a, b, weight) in enumerate(zip(lr.tolist(), beta.tolist(), q.tolist(), strict=True)):
+        squares[k] = smoothness**2 * xx
+        if k == start:
+            at_start = xx - 2 * reach * xd + reach**2 * dd, dd
+        p, r = 1 - a * (1 - weight) * smoothness, -a * weight  # of x and d in x
+        u, fresh_x, fresh_d = (1 - b) * smoothness, a * (1 - weight), 1 - b
+        xx, xd, dd = (
+            p * p * xx + 2 * p * r * xd + r * r * dd + fresh_x**2 * variance,
+            p * u * xx + (p * b + r * u) * xd + r * b * dd - fresh_x * fresh_d * variance,
+            u * u * xx + 2 * u * b * xd + b * b * dd + fresh_d**2 * variance,
+        )
+    return squares, at_start
 
 
 def test_the_condition_of_theorem_4():

@@ -531,7 +531,8 @@ def test_growth_that_goes_on_has_no_other_rate():
 
 @pytest.mark.parametrize(
     "batch",
-    [s.Exponential(8, factor=2, every=30, maximum=512), s.Warmup(8, 20), s.Linear(8, 1, maximum=64),
+    [s.Exponential(8, factor=2, every=30, maximum=512), s.Warmup(s.Constant(8), 20),
+     s.Linear(8, 1, maximum=64),
      s.Product(s.Exponential(8, factor=2, every=30, maximum=512), s.Constant(2))],
     ids=str,
 )  # fmt: skip
