@@ -352,6 +352,13 @@ def test_what_a_module_caches_in_evaluation_serves_training():
 def test_bad_input_is_refused_in_one_line():
     model, (x, y) = network(), images()
     batches = cut(x, y, 10, 13)
+    refused: list = [
+        ("batches must yield pairs .* got 23 and 3 samples", {"batches": [(x, y[:3])]}),
+        ("batches must yield pairs .* got tuple of 1", {"batches": [(x,)]}),
+        ("batches must yield pairs .* got Tensor", {"batches": x}),
+        (r"batches must yield pairs .* got \['Tensor', 'int'\]", {"batches": [(x, 1)]}),
+        (r"batches must yield pairs .* got \['Tensor', 'Tensor'\]", {"batches": [(x, y[0])]}),
+    ]
     cases = [
         ("mode must be 'eval' or 'train', got 'test'", {"mode": "test"}),
         ("batches must hold at least 1 sample, got none", {"batches": iter(())}),
@@ -362,6 +369,7 @@ def test_bad_input_is_refused_in_one_line():
             {"loss_fn": lambda out, y: F.cross_entropy(out, y, reduction="none")},
         ),
         (r"loss_fn must return .* got 1\.0", {"loss_fn": lambda out, y: 1.0}),
+        *refused,
         ("depends on the model's parameters", {"loss_fn": lambda out, y: out.detach().mean()}),
     ]
     for message, change in cases:
@@ -369,6 +377,9 @@ def test_bad_input_is_refused_in_one_line():
         with pytest.raises(ValueError, match=message) as error:
             full_gradient_norm(**given)
         assert "\n" not in str(error.value)
+    for message, change in refused:
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, F.cross_entropy, **change)
     with pytest.raises(ValueError, match="at least 1 sample"):
         evaluate(model, F.cross_entropy, [])
     with pytest.raises(ValueError, match="one number"):

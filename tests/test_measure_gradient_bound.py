@@ -250,6 +250,7 @@ def test_it_prints_its_numbers_and_that_they_are_local():
     for value in numbers(found):
         assert f"{value:.6g}" in str(found)
     assert "Local estimates" in str(found)
+    assert "network in eval mode" in str(found)
     assert ("no bound here" in str(found)) == (found.proposition9 < found.max_gradient_norm)
     alone = str(gradient_bound(model, F.cross_entropy, [(x, y)]))
     assert "Proposition 9" not in alone
@@ -265,6 +266,7 @@ def test_bad_input_is_refused_in_one_line():
         (r"loss_fn must return .* got shape \(1, 3\)", {"loss_fn": lambda out, y: out}),
         ("depends on the model's parameters", {"loss_fn": lambda out, y: out.detach().mean()}),
         ("chunk must be an integer >= 1, got 0", {"chunk": 0}),
+        ("chunk must be an integer <= 2", {"chunk": 10**30}),
         ("previous must hold 4 parameters, got 1", {"previous": [x]}),
         (r"previous must hold every .* got none for '0\.weight'", {"previous": {}}),
         (r"previous must have .* \(5, 6\) .* got \(23, 6\)", {"previous": [x, x, x, x]}),

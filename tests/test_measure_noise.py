@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_measure import Restless, cut, images, network, snapshot, unchanged
@@ -196,7 +197,7 @@ def test_every_set_of_m_is_drawn_as_often(sizes):
     for seed in range(seeds):
         drawing = _Drawing(2, seed)
         passed = list(drawing.watch(cut(x, -x, *sizes)))
-        assert len(passed) == len(sizes)
+        assert [len(inputs) for inputs, _ in passed] == [size for size in sizes if size]
         inputs, targets = drawing.drawn
         assert torch.equal(inputs, -targets)
         counts[tuple(sorted(int(i) for i in inputs))] += 1
@@ -315,6 +316,7 @@ def test_it_prints_its_numbers_and_that_they_are_local():
         for value in (*numbers(noise), noise.noise_scale):
             assert f"{value:.6g}" in str(noise)
         assert "Local estimates" in str(noise)
+        assert "network in eval mode" in str(noise)
     assert "standard error" not in str(exact)
     assert f"at least {drawn.gradient_bound:.6g}" in str(drawn)
     assert f"+- {drawn.standard_error:.2g}" in str(drawn)
@@ -328,6 +330,8 @@ def test_bad_input_is_refused_in_one_line():
         ("batches must yield pairs of tensors .* got 23 and 22", {"batches": [(x, y[1:])]}),
         (r"batches must yield .* got \['dict', 'Tensor'\]", {"batches": [({}, y)]}),
         ("batches must yield .* got Tensor", {"batches": x}),
+        ("batches must yield .* got tuple of 1", {"batches": [(x,)]}),
+        (r"batches must yield .* got \['ndarray', 'ndarray'\]", {"batches": [(x.numpy(),) * 2]}),
         ("model must have a parameter that requires a gradient", {"model": nn.ReLU()}),
         (
             r"loss_fn must return the mean loss .* got shape \((1|23), 3\)",
@@ -338,6 +342,11 @@ def test_bad_input_is_refused_in_one_line():
         ("depends on the model's parameters", {"loss_fn": lambda out, y: y.double().mean()}),
         ("chunk must be an integer >= 1, got 0", {"chunk": 0}),
         (r"chunk must be an integer >= 1, got 2\.0", {"chunk": 2.0}),
+        ("chunk must be an integer <= 2", {"chunk": 10**30}),
+        *(
+            ("seed must be an integer >= 0 and below 2", {"seed": seed})
+            for seed in (None, "3", 2.0, True, -1, 2**63, 10**30)
+        ),
     ]
     for message, change in cases:
         for samples in (None, 9):
@@ -348,3 +357,12 @@ def test_bad_input_is_refused_in_one_line():
     for samples in (1, 0, -3, 2.5, True):
         with pytest.raises(ValueError, match="samples must be an integer >= 2, got"):
             gradient_noise(model, F.cross_entropy, [(x, y)], samples=samples)
+
+
+def test_integers_of_numpy_are_integers():
+    model, (x, y) = network(), images()
+    given = {"chunk": 3, "samples": 9, "seed": 2}
+    plain = gradient_noise(model, F.cross_entropy, [(x, y)], **given)
+    numpy = {name: np.int64(value) for name, value in given.items()}
+    assert gradient_noise(model, F.cross_entropy, [(x, y)], **numpy) == plain
+    gradient_noise(model, F.cross_entropy, [(x, y)], seed=2**63 - 1, samples=9)

@@ -114,6 +114,17 @@ def test_the_negative_end_counts_where_it_is_larger():
     assert (found.smallest, found.largest) == pytest.approx((-6, 2), rel=1e-2)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_does_not_end_while_the_other_end_may_be_the_larger(sign, seed):
+    # 1 is found after 6 products, when the end at -1.03 of the others is seen at -0.99.
+    others = torch.linspace(-1.03, 0, 50, dtype=torch.float64)
+    spectrum = sign * torch.cat([torch.ones(50, dtype=torch.float64), others])
+    found = smoothness(Bowl(torch.diag(spectrum)), value, ONE, seed=seed)
+    assert found.converged
+    assert found.value == pytest.approx(1.03, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("matrix", "ends", "iterations"),
     [
@@ -369,6 +380,7 @@ def test_it_prints_its_numbers_and_that_they_are_local():
         assert f"{number:.6g}" in str(found)
     assert "NOT converged after 2" in str(found)
     assert "local estimate" in str(found)
+    assert "network in eval mode" in str(found)
 
 
 def test_bad_input_is_refused_in_one_line():
@@ -378,6 +390,8 @@ def test_bad_input_is_refused_in_one_line():
     shared = [
         ("batches must hold at least 1 sample, got none", {"batches": iter(())}),
         ("batches must hold at least 1 sample, got none", {"batches": cut(x[:0], y[:0], 0)}),
+        ("batches must yield pairs .* got 23 and 3 samples", {"batches": [(x, y[:3])]}),
+        ("batches must yield pairs .* got tuple of 1", {"batches": [(x,)]}),
         ("model must have a parameter that requires a gradient", {"model": nn.ReLU()}),
         (r"loss_fn must return the mean loss .* got shape \(23, 3\)", {"loss_fn": lambda o, y: o}),
         ("depends on the model's parameters", {"loss_fn": lambda o, y: o.detach().mean()}),
@@ -385,6 +399,15 @@ def test_bad_input_is_refused_in_one_line():
     own = [
         *(("tolerance must be a number in", {"tolerance": t}) for t in (0, 1, -1, math.nan, "x")),
         ("max_iterations must be an integer >= 1, got 0", {"max_iterations": 0}),
+        *(
+            ("seed must be an integer >= 0 and below 2", {"seed": seed})
+            for seed in (None, "3", 2.0, True, -1, 2**63, 10**30)
+        ),
+        (
+            r"batches must yield pairs of tensors .* got \['ndarray', 'Tensor'\]",
+            {"batches": [(x.numpy(), y)]},
+        ),
+        (r"batches must yield .* got \['list', 'list'\]", {"batches": [([1.0], [1])]}),
         ("real parameters", {"model": nn.Linear(2, 2, dtype=torch.complex64)}),
     ]
     secants = [

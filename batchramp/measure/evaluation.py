@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from batchramp.measure.full_gradient import left_as_found, mean_loss
+from batchramp.measure.full_gradient import left_as_found, mean_loss, nonempty
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -47,7 +47,8 @@ def evaluate(
         batches: yields ``(inputs, targets)``.
 
     Raises:
-        ValueError: no sample, or a loss that is not one number.
+        ValueError: no sample, batches of anything but pairs of one length, or a loss that is not
+            one number.
     """
     loss_sum = 0.0
     count = correct = 0
@@ -55,9 +56,7 @@ def evaluate(
     # Not inference mode: what a module caches in its forward pass must still serve training.
     with left_as_found(model), torch.no_grad():
         model.eval()
-        for inputs, targets in batches:
-            if len(targets) == 0:
-                continue  # the mean over no sample is not a number
+        for inputs, targets in nonempty(batches):
             outputs = model(inputs)
             loss_sum += float(mean_loss(loss_fn(outputs, targets))) * len(targets)
             count += len(targets)
@@ -65,8 +64,6 @@ def evaluate(
                 correct += int((outputs.argmax(1) == targets).sum())
                 found = torch.bincount(targets, minlength=outputs.shape[1])
                 frequencies = found if frequencies is None else frequencies + found
-    if count == 0:
-        raise ValueError("batches must hold at least 1 sample, got none")
     loss = loss_sum / count
     if frequencies is None:
         return Evaluation(loss, None, False)

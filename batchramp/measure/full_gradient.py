@@ -44,8 +44,8 @@ def full_gradient_norm(
         mean loss; not finite if the loss is not.
 
     Raises:
-        ValueError: no sample, no trainable parameter, an unknown mode, or a loss that is not one
-            number or depends on no parameter.
+        ValueError: no sample, batches of anything but pairs of one length, no trainable parameter,
+            an unknown mode, or a loss that is not one number or depends on no parameter.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -164,9 +164,7 @@ def _sums(
             parameters = [p.requires_grad_() for p in there.values()]
         total = [torch.zeros_like(p, dtype=wide(p.dtype), requires_grad=False) for p in parameters]
         model.train(mode == "train")
-        for inputs, targets in batches:
-            if len(targets) == 0:
-                continue  # the mean over no sample is not a number
+        for inputs, targets in nonempty(batches):
             outputs = model(inputs) if there is None else call_at(model, there, inputs)
             loss = dependent(mean_loss(loss_fn(outputs, targets)))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -175,9 +173,41 @@ def _sums(
                     sum_.add_(gradient.detach(), alpha=len(targets))
             loss_sum += float(loss.detach()) * len(targets)
             count += len(targets)
-    if count == 0:
-        raise ValueError("batches must hold at least 1 sample, got none")
     return total, loss_sum, count
+
+
+def nonempty(batches: Iterable[Any], *, tensors: bool = False) -> Iterator[tuple[Any, Any]]:
+    """The pairs ``(inputs, targets)`` that hold a sample: the mean over none is not a number.
+
+    Raises:
+        ValueError: a batch is no pair, or one of tensors of unlike lengths, or of anything else
+            where only ``tensors`` will do; no batch holds a sample.
+    """
+    none = True
+    for batch in batches:
+        _check_batch(batch, tensors)
+        inputs, targets = batch
+        if len(targets) > 0:
+            none = False
+            yield inputs, targets
+    if none:
+        raise ValueError("batches must hold at least 1 sample, got none")
+
+
+def _check_batch(batch: Any, tensors: bool) -> None:
+    wanted = "pairs of tensors with the samples first, of one length"
+    if not tensors:
+        wanted = "pairs (inputs, targets), of one length if both are tensors"
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise ValueError(f"batches must yield {wanted}, got {type(batch).__name__}{many}")
+    if all(isinstance(part, Tensor) and part.ndim > 0 for part in batch):
+        if len(batch[0]) != len(batch[1]):
+            found = f"{len(batch[0])} and {len(batch[1])} samples"
+            raise ValueError(f"batches must yield {wanted}, got {found}")
+    elif tensors or not hasattr(batch[1], "__len__") or getattr(batch[1], "ndim", 1) == 0:
+        found = [type(part).__name__ for part in batch]
+        raise ValueError(f"batches must yield {wanted}, got {found}")
 
 
 def mean_loss(loss: Any) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from batchramp.measure.full_gradient import point
-from batchramp.measure.gradient_noise import chunks, detached, norm, per_sample, squared_norms
+from batchramp.measure.gradient_noise import (
+    as_count,
+    chunks,
+    detached,
+    norm,
+    per_sample,
+    squared_norms,
+)
 
 __all__ = ["GradientBound", "gradient_bound"]
 
@@ -52,7 +59,7 @@ class GradientBound:
 
     def __str__(self) -> str:
         lines = [
-            f"gradient bound, over {self.n:,} samples",
+            f"gradient bound over {self.n:,} samples, network in eval mode",
             f"  loss of a sample                  {self.min_loss:.6g} to {self.max_loss:.6g}",
             f"  largest gradient norm of a sample {self.max_gradient_norm:.6g}",
         ]
@@ -106,6 +113,7 @@ def gradient_bound(
     >>> found.max_loss, found.max_gradient_norm, found.max_smoothness, found.proposition9
     (9.0, 18.0, 18.0, 18.0)
     """
+    chunk = as_count(chunk, "chunk")
     there, distance = None, 0.0
     x = detached(model)
     if previous is not None:

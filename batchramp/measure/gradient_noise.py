@@ -18,6 +18,7 @@ from batchramp.measure.full_gradient import (
     full_gradient,
     left_as_found,
     mean_loss,
+    nonempty,
     trainable,
     wide,
 )
@@ -60,13 +61,13 @@ class GradientNoise:
 
     def __str__(self) -> str:
         if self.samples is None:
-            title, error, least = f"over all {self.n:,} samples", "", ""
+            title, error, least = f"all {self.n:,} samples", "", ""
         else:
-            title = f"from {self.samples:,} samples drawn out of {self.n:,}"
+            title = f"{self.samples:,} samples drawn out of {self.n:,}"
             error, least = f" +- {self.standard_error:.2g} (standard error)", "at least "
         return "\n".join(
             [
-                f"gradient noise, {title}",
+                f"gradient noise over {title}, network in eval mode",
                 f"  variance of a sample's gradient   {self.variance:.6g}{error}",
                 f"  largest gradient norm of a sample {least}{self.gradient_bound:.6g}",
                 f"  full gradient norm                {self.full_gradient_norm:.6g}",
@@ -108,16 +109,16 @@ def gradient_noise(
         chunk: samples whose gradients are held at a time: about ``chunk`` times the memory of the
             parameters and of a sample's activations, three times. Small chunks that fit the
             processor's cache are the fastest.
-        samples: m >= 2, how many are drawn; None, or n and more, for all. The drawn are held in
-            memory.
-        seed: of the drawing; torch's random state is left alone.
+        samples: m >= 2, how many are drawn; None for all. Where m >= n all are taken, and the
+            result is exact and says so (its ``samples`` is None). The drawn are held in memory.
+        seed: of the drawing, in [0, 2^63); torch's random state is left alone.
 
     Returns:
         The numbers, not finite if a gradient is not; they print themselves.
 
     Raises:
         ValueError: no sample, batches of anything but tensors, no trainable parameter, a loss that
-            is not one number or depends on no parameter, ``samples`` < 2 or ``chunk`` < 1.
+            is not one number or depends on no parameter, or an argument out of its range.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -127,11 +128,10 @@ def gradient_noise(
     >>> noise.variance, noise.gradient_bound, noise.full_gradient_norm
     (14.0, 12.0, 6.0)
     """
-    if samples is not None:
-        check_count("samples", samples, 2)
+    chunk, seed = as_count(chunk, "chunk"), as_seed(seed)
     if samples is None:
         return _over_all(model, loss_fn, batches, chunk)
-    return _from_drawn(model, loss_fn, batches, chunk, samples, seed)
+    return _from_drawn(model, loss_fn, batches, chunk, as_count(samples, "samples", 2), seed)
 
 
 def _over_all(model: Any, loss_fn: Any, batches: Any, chunk: int) -> GradientNoise:
@@ -159,7 +159,6 @@ def _over_all(model: Any, loss_fn: Any, batches: Any, chunk: int) -> GradientNoi
 def _from_drawn(
     model: Any, loss_fn: Any, batches: Any, chunk: int, samples: int, seed: int
 ) -> GradientNoise:
-    check_count("chunk", chunk, 1)
     drawing = _Drawing(samples, seed)
     full = [g.double() for g in full_gradient(model, loss_fn, drawing.watch(batches))]
     deviations, most = [], torch.zeros((), dtype=torch.float64)
@@ -200,8 +199,7 @@ class _Drawing:
         self.drawn: tuple[Tensor, Tensor] | None = None
 
     def watch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches:
-            check_batch(batch)
+        for batch in nonempty(batches, tensors=True):
             inputs, targets = batch
             new = torch.rand(len(targets), dtype=torch.float64, generator=self.generator)
             keys = torch.cat([self.keys, new])
@@ -248,16 +246,8 @@ def per_sample(
 
 def chunks(batches: Iterable[tuple[Tensor, Tensor]], chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches cut into pieces of at most ``chunk`` samples, none of them empty."""
-    check_count("chunk", chunk, 1)
-    none = True
-    for batch in batches:
-        check_batch(batch)
-        inputs, targets = batch
-        if len(targets) > 0:
-            none = False
-            yield from zip(inputs.split(chunk), targets.split(chunk), strict=True)
-    if none:
-        raise ValueError("batches must hold at least 1 sample, got none")
+    for inputs, targets in nonempty(batches, tensors=True):
+        yield from zip(inputs.split(chunk), targets.split(chunk), strict=True)
 
 
 def detached(model: nn.Module) -> dict[str, Tensor]:
@@ -278,19 +268,26 @@ def norm(vector: Iterable[Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(piece.double())) for piece in vector))
 
 
-def check_batch(batch: Any) -> None:
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if pair and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch):
-        if len(batch[0]) == len(batch[1]):
-            return
-        found = f"{len(batch[0])} and {len(batch[1])} samples"
-    else:
-        found = f"{[type(part).__name__ for part in batch]}" if pair else type(batch).__name__
-    raise ValueError(
-        f"batches must yield pairs of tensors with the samples first, of one length, got {found}"
-    )
+def as_count(value: Any, field: str, least: int = 1) -> int:
+    """``value`` as a Python int, at least ``least``; at most 2**53, which torch takes.
+
+    Raises:
+        ValueError: it is none; the message names ``field``.
+    """
+    limit = f">= {least}"
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        if int(value) <= 2**53:
+            return int(value)
+        limit = "<= 2**53"
+    raise ValueError(f"{field} must be an integer {limit}, got {value!r}")
 
 
-def check_count(field: str, value: Any, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{field} must be an integer >= {least}, got {value!r}")
+def as_seed(value: Any) -> int:
+    """``value`` as a Python int that a generator takes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**63:
+        return int(value)
+    raise ValueError(f"seed must be an integer >= 0 and below 2**63, got {value!r}")

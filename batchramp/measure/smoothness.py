@@ -15,10 +15,11 @@ from batchramp.measure.full_gradient import (
     full_gradient,
     left_as_found,
     mean_loss,
+    nonempty,
     point,
     trainable,
 )
-from batchramp.measure.gradient_noise import check_count, norm
+from batchramp.measure.gradient_noise import as_count, as_seed, norm
 
 __all__ = ["SecantTrajectory", "Smoothness", "secant", "smoothness"]
 
@@ -56,7 +57,7 @@ class Smoothness:
         state = "converged" if self.converged else "NOT converged"
         return "\n".join(
             [
-                f"smoothness, over {self.n:,} samples",
+                f"smoothness over {self.n:,} samples, network in eval mode",
                 f"  largest |eigenvalue| of the Hessian {self.value:.6g}"
                 f" (residual {self.residual:.2g}; {state} after {self.iterations})",
                 f"  from {self.smallest:.6g} to {self.largest:.6g}",
@@ -69,7 +70,7 @@ class Smoothness:
 def smoothness(
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     tolerance: float = 1e-3,
     max_iterations: int = 100,
@@ -90,19 +91,20 @@ def smoothness(
         model: any module that `full_gradient_norm` can measure, of operators that can be
             differentiated twice; measured in eval mode and left as found.
         loss_fn: ``loss_fn(model(inputs), targets)``, the *mean* loss over a batch.
-        batches: yields ``(inputs, targets)``; all are held in memory, for every product passes over
-            them. A batch's graph is held twice over; batches of about 100 are the fastest for
-            convolutions.
+        batches: yields pairs of tensors ``(inputs, targets)``, samples first; all are held in
+            memory, for every product passes over them. A batch's graph is held twice over; batches
+            of about 100 are the fastest for convolutions.
         tolerance: in (0, 1), relative.
         max_iterations: >= 1; the basis takes 8 bytes for each and for every parameter.
-        seed: of the start; torch's random state is left alone.
+        seed: of the start, in [0, 2^63); torch's random state is left alone.
 
     Returns:
         The ends of the spectrum, nan if a product is not finite; they print themselves.
 
     Raises:
-        ValueError: no sample, no trainable parameter or a complex one, a loss that is not one
-            number or depends on no parameter, or an argument out of its range.
+        ValueError: no sample, batches of anything but tensors, no trainable parameter or a complex
+            one, a loss that is not one number or depends on no parameter, or an argument out of its
+            range.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
@@ -113,14 +115,12 @@ def smoothness(
     """
     if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be a number in (0, 1), got {tolerance!r}")
-    check_count("max_iterations", max_iterations, 1)
+    max_iterations, seed = as_count(max_iterations, "max_iterations"), as_seed(seed)
     parameters = list(trainable(model).values())
     if any(p.is_complex() for p in parameters):
         raise ValueError("model must have real parameters, got a complex one")
-    held = [batch for batch in batches if len(batch[1]) > 0]
+    held = list(nonempty(batches, tensors=True))
     n = sum(len(targets) for _, targets in held)
-    if n == 0:
-        raise ValueError("batches must hold at least 1 sample, got none")
 
     # Fused attention has no second derivative.
     attention = sdpa_kernel(SDPBackend.MATH)
@@ -238,16 +238,12 @@ def secant(
         )
     total: list[Tensor] = []
     n = 0
-    for batch in batches:
+    for batch in nonempty(batches):
         count = len(batch[1])
-        if count == 0:
-            continue
         gradients = [full_gradient(model, loss_fn, [batch], at=at) for at in (x, y)]
         differences = [(b.double() - a.double()) * count for a, b in zip(*gradients, strict=True)]
         total = [a + b for a, b in zip(total, differences, strict=True)] if total else differences
         n += count
-    if n == 0:
-        raise ValueError("batches must hold at least 1 sample, got none")
     return norm(total) / n / distance
 
 
