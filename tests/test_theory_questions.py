@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from batchramp.theory import (
     theorem2,
     theorem4,
 )
-from batchramp.theory.comparison import compare, warnings, what_would_change_it_most
+from batchramp.theory.comparison import caveats, compare, what_would_change_it_most
 from batchramp.theory.critical_batch import best_constant_batch, critical_batch_size, max_lr
 from batchramp.theory.questions import epochs_to, steps_to
 
@@ -244,12 +246,24 @@ def test_a_change_that_comes_late_is_waited_for():
     assert never.plan.epochs < 300_000
 
 
+@pytest.mark.parametrize("epsilon", [0.25, 0.3, 0.9])
+def test_a_dip_of_the_auxiliary_bound_is_found_in_a_plan_of_many_epochs(epsilon):
+    # Too many epochs for a curve; the bound falls to 0.10 and rises to 0.92 from step 1,200 on.
+    lr = s.Piecewise({0: 0.02, 600: 0.4})
+    plan = Plan(epochs=2000, batch_size=4, lr=lr, beta=0.0, gamma=0.0)
+    values = {k: auxiliary(plan, PROBLEM, 8, steps=k).value for k in range(1, 1201)}
+    assert auxiliary(plan, PROBLEM, 8).value > 0.9
+    answer = steps_to(epsilon, plan, PROBLEM, 8, bound="auxiliary")
+    assert answer.plan == plan
+    assert answer.steps == min(k for k, value in values.items() if value <= epsilon)
+
+
 def test_growth_without_limit_ends_with_the_floats():
     plan = Plan(epochs=10, batch_size=s.Exponential(8, factor=2, every=1), **SGD)
     answer = steps_to(1e-5, plan, PROBLEM, 800)
     assert not answer.reached
     assert answer.plan.epochs == 1021  # 8 2^1021 is beyond a float
-    assert any("it cannot be longer: batch_size must be finite" in said for said in answer.because)
+    assert any("beyond, a schedule leaves its range" in said for said in answer.because)
 
 
 def test_schedules_of_the_length_are_searched_by_length():
@@ -318,7 +332,7 @@ def test_a_failing_condition_is_said_with_its_tick():
             lambda p: steps_to(0.1, Plan(epochs=2, batch_size=8), PROBLEM, 8),
             "lr must be in the plan",
         ),
-        (lambda p: warnings(p, PROBLEM, 0), "n must be"),
+        (lambda p: caveats(p, PROBLEM, 0), "n must be"),
         (lambda p: compare([], PROBLEM, 8), "plans must hold at least 1 plan, got none"),
         (lambda p: max_lr(PROBLEM, beta=1), r"beta must be in \[0, 1\), got 1"),
         (lambda p: max_lr(PROBLEM, gamma=2), r"gamma must be in \[0, 1\], got 2"),
@@ -331,6 +345,23 @@ def test_a_failing_condition_is_said_with_its_tick():
             r"lr must be a number .* got Cosine\(0.1\)",
         ),
         (lambda p: critical_batch_size(PROBLEM, lr=0.1, epsilon=-1), "epsilon must be .* got -1"),
+        *[
+            (
+                lambda p, n=n: critical_batch_size(PROBLEM, lr=0.1, epsilon=0.1, n=n),
+                f"n must be an integer >= 1, got {n!r}",
+            )
+            for n in (0, -1, True, math.nan, "800")
+        ],
+        (
+            lambda p: best_constant_batch(PROBLEM, lr=5e-324, samples=1000),
+            "lr must keep X .* within floats, and X > 0, got 5e-324",
+        ),
+        (
+            lambda p: best_constant_batch(
+                Problem(5.0, 2.0, 1.0, 1e155), lr=0.1, samples=9, beta=0.1, gamma=1
+            ),
+            r"gradient_bound must keep the momentum term .* within floats, got 1e\+155",
+        ),
         (
             lambda p: critical_batch_size(PROBLEM, lr=0.1, epsilon=0.5, beta=0.1, gamma=1),
             # 2 (1 + 0.2) 0.1 9/(0.9 1.8)
@@ -392,7 +423,7 @@ def test_no_answer_is_nan_or_negative(problem, epsilon, lr, beta, size):
     assert answer.floor >= 0
     assert answer.steps is None or answer.steps >= 0
     assert "nan" not in str(answer).split()
-    for said in warnings(plan, problem, 1000):
+    for said in caveats(plan, problem, 1000):
         assert "nan" not in said.split()
     assert all(change.bound.value >= 0 for change in what_would_change_it_most(plan, problem, 1000))
     for ask in (
@@ -507,6 +538,74 @@ def test_momentum_costs_samples_and_it_is_said():
     assert "momentum" not in str(plain)
 
 
+@pytest.mark.parametrize(
+    ("gap", "variance", "lr", "epsilon"),
+    [
+        # Whole numbers of steps, that floats come out a little above.
+        *[("1", "0.1", "0.1", e) for e in ("0.02", "0.01")],
+        *[("1", "0.1", "0.2", e) for e in ("0.05", "0.01")],
+        ("0.3", "0.1", "0.1", "0.01"),
+        # Few steps of large batches: the best integer is hundreds away from the real one.
+        *[("0.01", v, "0.5", e) for v in ("10", "30") for e in ("0.03", "0.07", "0.1")],
+        ("0.01", "100", "0.1", "0.03"),
+    ],
+)
+def test_the_critical_batch_size_is_that_of_brute_force_in_fractions(gap, variance, lr, epsilon):
+    a, room = Fraction(lr), Fraction(epsilon)
+    scale = 2 - 2 * a
+    x, y = 2 * Fraction(gap) / (scale * a), 2 * Fraction(variance) * a / scale
+    above = range(math.floor(y / room) + 1, 3 * math.ceil(2 * y / room))
+    steps = {b: math.ceil(x / (room - y / b)) for b in above}
+    expected = min((b * k, k, b) for b, k in steps.items())
+    problem = Problem(float(gap), 2.0, float(variance), 9.0)
+    found = critical_batch_size(problem, lr=float(lr), epsilon=float(epsilon))
+    assert (found.samples, found.steps, found.batch_size) == expected
+
+
+def test_where_not_every_batch_size_can_be_tried_it_says_so():
+    problem = Problem(0.01, 2.0, 1e9, 9.0)
+    found = critical_batch_size(problem, lr=0.5, epsilon=0.03)
+    assert "of the integers near it 2,000,000 were tried" in found.because
+    assert found.bound <= 0.03 * (1 + 1e-9)
+    assert abs(found.batch_size - found.real_batch_size) <= 1_000_001
+
+
+@pytest.mark.parametrize("epsilon", [20, 1e100, 1e300, 1.7e308])
+def test_one_step_of_one_sample_is_enough_for_a_great_epsilon(epsilon):
+    found = critical_batch_size(PROBLEM, lr=0.1, epsilon=epsilon)
+    assert (found.batch_size, found.steps, found.samples) == (1, 1, 1)
+    assert not any("were tried" in said for said in found.because)
+
+
+@pytest.mark.parametrize("gap", [5e-324, 1e-20, 1.0, 1e200])
+@pytest.mark.parametrize("smoothness", [5e-324, 1e-20, 1.0, 1e200, 1.7e308])
+@pytest.mark.parametrize("variance", [0.0, 5e-324, 1.0, 1.7e308])
+def test_extreme_constants_have_an_answer_or_a_refusal(gap, smoothness, variance):
+    problem = Problem(gap, smoothness, variance, 1e155)
+    decay = s.StepDecay(0.5, factor=0.5, every=2)
+    lrs = (5e-324, 1e-300, 0.1, math.nextafter(2 / max(smoothness, 1e-300), 0))
+    for lr, epsilon, beta in itertools.product(lrs, (5e-324, 1.0, 1.7e308), (0.0, 0.5, decay)):
+        given = {"lr": lr, "beta": beta, "gamma": 0.5}
+        for ask in (
+            lambda given=given, epsilon=epsilon: critical_batch_size(
+                problem, epsilon=epsilon, n=100, **given
+            ),
+            lambda given=given: best_constant_batch(problem, samples=7, **given),
+        ):
+            found, refusal = None, ""
+            try:
+                found = ask()
+            except ValueError as error:
+                refusal = str(error)
+            if found is None:
+                assert re.match(r"(lr|epsilon|gradient_bound|beta) must ", refusal)
+                continue
+            assert 0 <= found.bound < math.inf
+            assert found.samples == found.batch_size * found.steps >= 1
+            if found.question.startswith("epsilon"):
+                assert found.bound <= epsilon * (1 + 1e-9)
+
+
 def test_the_best_constant_batch_jumps_as_whole_steps_do():
     problem, far = replace(PROBLEM, variance=100.0), 0
     for samples in range(1, 600, 7):
@@ -548,7 +647,7 @@ def test_no_growth_beats_the_best_constant_batch_at_equal_samples():
         value = theorem2(plan, PROBLEM, n, form="printed").value
         assert constant.bound <= value
         values[b0, factor, every] = value / constant.bound
-        assert any("no growth beats" in said for said in warnings(plan, PROBLEM, n))
+        assert any("no growth beats" in said for said in caveats(plan, PROBLEM, n))
     assert min(values.values()) < 1.1  # and the flattest of them comes near
 
 
@@ -663,7 +762,7 @@ SAYINGS = {
 
 
 def said_of(plan, problem=PROBLEM, n=800):
-    text = "\n".join(warnings(plan, problem, n))
+    text = "\n".join(caveats(plan, problem, n))
     return {name for name, saying in SAYINGS.items() if saying in text}
 
 
@@ -712,17 +811,17 @@ def test_without_noise_no_warning_is_about_noise():
 
 def test_where_nothing_holds_it_says_from_where_and_what_would():
     plan = Plan(epochs=10, batch_size=8, lr=s.Linear(0.5, 0.5), beta=0.8, gamma=0.0)
-    said = "\n".join(warnings(plan, PROBLEM, 800))
+    said = "\n".join(caveats(plan, PROBLEM, 800))
     assert "Theorem 2, per step: lr (1 - beta gamma) < 2/L: fails from tick 1" in said
     assert "Theorem 4, safe: beta (lr/2 + 1) <= 1: fails from tick 1; it takes lr <= 0.5" in said
-    nothing = warnings(replace(plan, lr=5.0), PROBLEM, 800)
+    nothing = caveats(replace(plan, lr=5.0), PROBLEM, 800)
     assert nothing[0].startswith("no bound holds: ||∇f(x_0)||² <= 4")
 
 
 def test_the_papers_growth_has_the_noise_of_a_batch_of_12():
     growth = s.Exponential(8, factor=2, every=30)
     plan = Plan(epochs=300, batch_size=growth, **SGD)
-    text = "\n".join(warnings(plan, PROBLEM, 50_000))
+    text = "\n".join(caveats(plan, PROBLEM, 50_000))
     assert "that of a batch size of 12 throughout, not of the last, 4,096" in text
     cut = segments(plan, 50_000)
     mean = np.sum(cut.count / cut.batch_size) / np.sum(cut.count)

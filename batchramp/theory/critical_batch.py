@@ -96,17 +96,33 @@ def _constants(
     n: int | None,
 ) -> _Constants:
     most = 2 / problem.smoothness
-    a = _number(lr, "lr", f"a number > 0 and < 2/L = {most:.6g}", lambda x: 0 < x < most)
+    a = _number(
+        lr,
+        "lr",
+        f"a number > 0 and < 2/L = {most:.6g}",
+        lambda x: 0 < x < most and x * problem.smoothness < 2,
+    )
     b_max, b_decay = _start(beta, "beta", "in [0, 1)", lambda x: 0 <= x < 1)
     g_max, g_decay = _start(gamma, "gamma", "in [0, 1]", lambda x: 0 <= x <= 1)
     q = b_max * g_max
     al = a * problem.smoothness
     scale = (1 - q) * (2 - al)
-    x = 2 * problem.initial_gap / (scale * a)
-    y = problem.smoothness * problem.variance * a / scale
-    momentum = 2 * (1 + al) * problem.gradient_bound**2 * q / scale
+    x = 2 * problem.initial_gap / scale / a
+    y = al * problem.variance / scale
+    if not (0 < x < math.inf and y < math.inf):
+        raise ValueError(
+            f"lr must keep X = 2 D0/(N lr) and Y = L σ² lr/N within floats, and X > 0, got {lr!r}"
+        )
     decays = [decay for decay in (b_decay, g_decay) if decay]
-    if not decays or q == 0:
+    if q == 0:
+        return _Constants(x, y, 0.0, 0.0, 1)
+    momentum = 2 * (1 + al) * q / scale * problem.gradient_bound * problem.gradient_bound
+    if not momentum < math.inf:
+        raise ValueError(
+            "gradient_bound must keep the momentum term of Theorem 2 within floats, got "
+            f"{problem.gradient_bound!r}"
+        )
+    if not decays:
         return _Constants(x, y, 0.0, momentum, 1)
     if n is None:
         raise ValueError("n must be given where beta or gamma decays by epoch, got None")
@@ -117,7 +133,7 @@ def _constants(
             f"{decays[0].every} and {decays[1].every}"
         )
     rho = math.prod(decay.factor for decay in decays)
-    return _Constants(x, y, momentum * every.pop() / (1 - rho), 0.0, as_count(n, "n"))
+    return _Constants(x, y, momentum * every.pop() / (1 - rho), 0.0, n)
 
 
 def _number(
@@ -173,6 +189,7 @@ def critical_batch_size(
       Theorem 2 is 11.11/K + 0.1111/b; for real b and K it takes b = 111.1
     """
     target = float(as_number(epsilon, "epsilon", "a finite number > 0", lambda x: x > 0))
+    n = None if n is None else as_count(n, "n")
     known = _constants(problem, lr, beta, gamma, n)
     if target <= known.floor:
         raise ValueError(
@@ -184,7 +201,7 @@ def critical_batch_size(
 
     def samples(batch_size: NDArray[np.float64]) -> NDArray[np.float64]:
         left = room - y / batch_size
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             steps = np.where(left > 0, known.over(batch_size) / left, np.inf)
         return batch_size * np.maximum(np.ceil(steps * (1 - _ROUNDING)), 1)
 
@@ -194,11 +211,10 @@ def critical_batch_size(
         least = float(samples(np.array([start, start + 1])).min())
     if not least <= 2**53:
         raise ValueError(f"epsilon must be reached within 2**53 samples, got {epsilon!r}")
-    # x b² + (z − least room) b + least y <= 0 wherever bK could be less.
-    least *= 1 + 1e-9  # as steps are rounded
-    half = (least * room - z) / (2 * x)
-    spread = math.sqrt(max(half * half - least * y / x, 0))
-    tried, all_tried = _around(start, half - spread, half + spread)
+    # x b² + (z − least room) b + least y <= 0 wherever bK could be less; and b <= bK.
+    most = least * (1 + 1e-9)  # as steps are rounded
+    low, high = _roots((most * room - z) / x / 2, math.sqrt(most) * math.sqrt(y) / math.sqrt(x))
+    tried, all_tried = _around(start, low, min(high, least))
     counts = samples(tried)
     b = int(tried[np.flatnonzero(counts == counts.min())[-1]])
     steps = round(float(counts.min()) / b)
@@ -257,17 +273,16 @@ def best_constant_batch(
             raise ValueError(f"{name} must be a number, got {value!r}")
     known = _constants(problem, lr, beta, gamma, None)
     x, y = known.x, known.y
-    real = math.sqrt(budget / x) * math.sqrt(y)
+    real = math.sqrt(budget) * math.sqrt(y) / math.sqrt(x)
 
     def bound(batch_size: NDArray[np.float64]) -> NDArray[np.float64]:
         return x / np.floor(budget / batch_size) + y / batch_size
 
-    start = float(min(max(1, math.floor(real)), budget))
+    start = float(max(1, math.floor(min(real, budget))))
     least = float(bound(np.array([start, min(start + 1, budget)])).min())
     # x b² − least N b + N y <= 0 wherever the bound could be less.
-    half = least * budget / (2 * x)
-    spread = math.sqrt(max(half * half - budget * y / x, 0))
-    tried, all_tried = _around(start, half - spread, min(half + spread, budget))
+    low, high = _roots(least * budget / x / 2, real)
+    tried, all_tried = _around(start, low, min(high, budget))
     tried = tried[tried <= budget]
     b = int(tried[np.argmin(bound(tried))])
     steps = budget // b
@@ -279,6 +294,14 @@ def best_constant_batch(
         because.append(f"VACUOUS: ||∇f(x_0)||² <= {known_before:.4g} before any step")
     asked = f"{budget:,} samples at lr {_said(lr)}"
     return CriticalBatch(asked, b, steps, b * steps, value, real, tuple(because))
+
+
+def _roots(half: float, mean: float) -> tuple[float, float]:
+    """Those of b² − 2 half b + mean², or 0 and inf where floats do not hold them."""
+    high = half + math.sqrt(max(half - mean, 0)) * math.sqrt(half + mean)
+    if not 0 < high < math.inf:
+        return 0.0, math.inf
+    return mean / high * mean, high
 
 
 def _around(center: float, low: float, high: float) -> tuple[NDArray[np.float64], bool]:

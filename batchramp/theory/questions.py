@@ -141,39 +141,15 @@ def steps_to(
     target = float(as_number(epsilon, "epsilon", "a finite number > 0", lambda x: x > 0))
     parts = resolve(bound, form)
     start = [_Search(plan, problem, n, *part) for part in parts]
-    trivial = start[0].at(start[0].steps).trivial
+    trivial, known = (getattr(start[0].at(start[0].steps), name) for name in ("trivial", "start"))
     if target >= trivial:
         said = f"min(G², 2 L D0) = {trivial:.6g} bounds ||∇f(x_0)||²: epsilon asks for no step"
         return Answer(target, 0, 0, 0, trivial, "no theorem", plan, (said,))
+    if known is not None and target >= known:
+        said = f"||∇f(x_0)||² is {known:.6g}: epsilon asks for no step"
+        return Answer(target, 0, 0, 0, known, "no theorem", plan, (said,))
 
-    limit = _limit(plan, n)
-    shorter, now, searches, least = plan, plan, start, math.inf
-    lengths: list[int] = []
-    because: list[str] = []
-    found = _first(searches, 0, target)
-    while found is None:
-        before, least = least, min(least, *(search.least for search in searches))
-        if lengths and least >= before * (1 - _LEAST_GAIN) and not _waiting(shorter, now, limit):
-            because.append(f"doubling to {_length(now)} lowered it by less than 1e-6 of itself")
-            break
-        longer, refused = _lengthened(now, n, limit)
-        if longer is None:
-            because.append(f"searched up to {_length(now)}{refused}")
-            break
-        lengths.append(longer.length)
-        after = searches[0].steps
-        searches = [_Search(longer, problem, n, *part) for part in parts]
-        shorter, now = now, longer
-        if _same_start(shorter, now, n):
-            found = _first(searches, after, target)
-        elif any(search.at(search.steps).value <= target for search in searches):
-            now, found = _least_length(shorter, now, problem, n, parts, target)
-            looked = ", ".join(f"{length:,}" for length in lengths)
-            because.append(
-                f"the schedules depend on the length: {looked} {plan.unit} and a bisection were "
-                "looked at; a length that was not may do"
-            )
-
+    found, now, searches, least, because = _over_lengths(start, parts, target)
     if found is None:
         last = min((search.at(search.steps) for search in searches), key=lambda b: b.value)
         because = [*_why_not(searches, last), *because]
@@ -182,21 +158,15 @@ def steps_to(
         source = last.source if math.isfinite(last.value) else "any bound"
         warned = blind_spots(now, problem, n, last.steps)
         return Answer(target, None, None, None, least, source, now, tuple(because), warned)
-    if lengths:
+    if now.length > plan.length:
         because.append(f"the plan is too short and was lengthened to {_length(now)}")
     because = [_what_helps(found), *because]
     warned = blind_spots(now, problem, n, found.steps)
+    epochs, steps, samples = _position(now, n, found.steps)
     least = min(least, found.value)
     return Answer(
-        target,
-        found.steps,
-        *_position(now, n, found.steps),
-        least,
-        found.source,
-        now,
-        tuple(because),
-        warned,
-    )
+        target, steps, epochs, samples, least, found.source, now, tuple(because), warned
+    )  # fmt: skip
 
 
 def epochs_to(
@@ -229,15 +199,9 @@ def epochs_to(
     (19, 1900, 15200)
     """
     answer = steps_to(epsilon, plan, problem, n, bound=bound, form=form)
-    if not answer.epochs:
+    if answer.steps is None:
         return answer
-    steps = samples = 0
-    left = answer.epochs
-    for times, lap in answer.plan.laps(n):
-        taken = min(times, left)
-        steps += taken * sum(count for _, count in lap)
-        samples += taken * sum(size * count for size, count in lap)
-        left -= taken
+    _, steps, samples = _position(answer.plan, n, answer.steps, whole=True)
     return replace(answer, steps=steps, samples=samples)
 
 
@@ -349,6 +313,45 @@ def _first(searches: Sequence[_Search], after: int, target: float) -> Bound | No
     return min(hits, key=lambda bound: bound.steps, default=None)
 
 
+def _over_lengths(
+    searches: list[_Search], parts: Sequence[tuple[Name, str]], target: float
+) -> tuple[Bound | None, Plan, list[_Search], float, list[str]]:
+    """Over longer and longer Plans, from the searches of the first; see `steps_to`.
+
+    Returns:
+        The first bound <= target, or None; the Plan it is of, or the last; the last searches; the
+        least bound of those before; what was looked at.
+    """
+    plan, problem, n = searches[0].plan, searches[0].problem, searches[0].n
+    limit = _limit(plan, n)
+    shorter, now, least = plan, plan, math.inf
+    lengths: list[int] = []
+    found = _first(searches, 0, target)
+    while found is None:
+        before, least = least, min(least, *(search.least for search in searches))
+        if lengths and least >= before * (1 - _LEAST_GAIN) and not _waiting(shorter, now, limit):
+            said = f"doubling to {_length(now)} lowered it by less than 1e-6 of itself"
+            return None, now, searches, least, [said]
+        longer, refused = _lengthened(now, n, limit)
+        if longer is None:
+            return None, now, searches, least, [f"searched up to {_length(now)}{refused}"]
+        lengths.append(longer.length)
+        after = searches[0].steps
+        searches = [_Search(longer, problem, n, *part) for part in parts]
+        shorter, now = now, longer
+        if _same_start(shorter, now, n):
+            found = _first(searches, after, target)
+        elif any(search.at(search.steps).value <= target for search in searches):
+            now, found = _least_length(shorter, now, problem, n, parts, target)
+            looked = ", ".join(f"{length:,}" for length in lengths)
+            said = (
+                f"the schedules depend on the length: {looked} {plan.unit} and a bisection were "
+                "looked at; a length that was not may do"
+            )
+            return found, now, searches, least, [said]
+    return found, now, searches, least, []
+
+
 def _limit(plan: Plan, n: int) -> int:
     """The greatest length that a Plan is given."""
     epochs = plan.total_epochs(n)
@@ -364,8 +367,8 @@ def _lengthened(plan: Plan, n: int, limit: int) -> tuple[Plan | None, str]:
         try:
             replace(plan, **{plan.unit: length})
             fits = length
-        except ValueError as error:  # a batch size that has left the floats, say
-            refused, too_long = f"; it cannot be longer: {error}", length
+        except ValueError:  # a batch size that has left the floats
+            refused, too_long = "; beyond, a schedule leaves its range: give it a maximum", length
         length = (fits + too_long) // 2
     if fits == plan.length:
         return None, refused
@@ -425,22 +428,25 @@ def _least_length(
     return enough, found
 
 
-def _position(plan: Plan, n: int, steps: int) -> tuple[int, int]:
-    """Epochs begun and samples taken by the end of so many steps."""
-    epochs = samples = 0
+def _position(plan: Plan, n: int, steps: int, *, whole: bool = False) -> tuple[int, int, int]:
+    """Epochs begun, steps and samples by the end of so many steps, or of the ``whole`` epoch."""
+    epochs = done = samples = 0
     for times, lap in plan.laps(n):
-        whole = min(times, steps // sum(count for _, count in lap))
-        epochs += whole
-        for size, count in lap:
-            samples += whole * size * count
-            steps -= whole * count
-        if whole < times:
-            epochs += steps > 0
-            for size, count in lap:
-                samples += size * min(count, steps)
-                steps -= min(count, steps)
+        if done >= steps:
             break
-    return epochs, samples
+        in_lap = sum(count for _, count in lap)
+        complete, begun = divmod(steps - done, in_lap)
+        complete = min(times, complete + (whole and begun > 0))
+        epochs += complete
+        done += complete * in_lap
+        samples += complete * sum(size * count for size, count in lap)
+        if complete < times and done < steps:
+            epochs += 1
+            for size, count in lap:
+                taken = min(count, steps - done)
+                done += taken
+                samples += size * taken
+    return epochs, done, samples
 
 
 def _length(plan: Plan) -> str:
