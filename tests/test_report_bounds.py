@@ -1,5 +1,7 @@
 """The report holds measured norms against the theory's bound where constants are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,10 @@ def test_bounds_stand_beside_what_was_measured(tmp_path):
         [256.0 * k for k in range(1, 7)],
     )
     assert values.tolist() == held.curve.values.tolist()
+    others = [replace(r, optimizer="Adam") for r in records]
+    assert compared(studies(others)[0].cells) == []
+    unknown = [replace(r, problem=None) for r in records]
+    assert compared(studies(unknown)[0].cells) == []
     page = render(records)
     assert "Measured, and the bound on it" in page
     assert "Largest gradient norm of a single sample" in page

@@ -304,6 +304,64 @@ def test_the_best_bound_keeps_what_was_reached_before_a_condition_broke() -> Non
     assert "taken at step 750" in str(best)
 
 
+def test_where_the_least_split_is_not_allowed_another_is_found() -> None:
+    lr = s.Piecewise({0: 0.026289078336330943, 3: 0.42122228727988614})
+    plan = Plan(epochs=6, batch_size=8, lr=lr, beta=0.5, gamma=0.5)
+    for variance in (0.1, 10.0):
+        problem = replace(PROBLEM, variance=variance)
+        steps = steps_of(plan, 100)
+        grid = min(
+            auxiliary_twin(steps, problem, split)[0] for split in np.linspace(0.02, 1.98, 99)
+        )
+        assert math.isfinite(grid)
+        assert auxiliary(plan, problem, 100, split="best").value <= grid * (1 + 1e-9)
+
+
+def test_an_lr_at_the_edge_of_theorem_4_is_allowed() -> None:
+    for beta in (0.1, 0.3, 0.7, 0.9, 0.95238):
+        lr = 2 * (1 - beta) / beta
+        assert theorem4(plan_of(lr=lr, beta=beta), PROBLEM, 10).holds
+        assert not theorem4(plan_of(lr=lr * (1 + 1e-14), beta=beta), PROBLEM, 10).holds
+
+
+def test_the_printed_theorem_4_says_what_it_lacks() -> None:
+    for smoothness, said in ((0.5, True), (1.0, False), (2.0, False)):
+        bound = theorem4(plan_of(), replace(PROBLEM, smoothness=smoothness), 10, form="printed")
+        assert any("5 L^2 is right for L >= 1 only" in caveat for caveat in bound.caveats) == said
+        assert "not at 0" in bound.caveats[0]
+
+
+def test_a_bound_says_what_was_known_before_any_step() -> None:
+    bound = theorem2(plan_of(gamma=0.0), PROBLEM, 10)
+    assert bound.trivial == min(3.0**2, 2 * 2.0 * 1.0)
+    assert not bound.vacuous
+    assert bound.news == ""
+    at = replace(bound, value=bound.trivial)
+    assert at.vacuous
+    assert "VACUOUS: ||∇f(x_0)||² <= 4 before any step" in str(at)
+    start = replace(bound, value=0.3, start=0.25)
+    assert not start.vacuous
+    assert "no news: ||∇f(x_0)||² is 0.25" in str(start)
+    known = replace(PROBLEM, initial_gradient_norm=0.5)
+    assert theorem2(plan_of(), known, 10).start == 0.25
+
+
+def test_what_is_kept_for_the_next_call_cannot_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        segments(plan_of(), 10).lr[:] = 99.0
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, int])
+def test_constants_of_any_number_type_are_floats(kind: Any) -> None:
+    problem = Problem(*(kind(x) for x in (200, 2, 1, 3)))
+    assert problem == Problem(200.0, 2.0, 1.0, 3.0)
+    assert all(type(getattr(problem, f)) is float for f in ("initial_gap", "gradient_bound"))
+    with pytest.raises(ValueError, match="smoothness must be a finite number > 0"):
+        Problem(1, 10**400, 1, 1)
+    with pytest.raises(ValueError, match="smoothness must be a finite number > 0"):
+        Problem(1, True, 1, 1)
+
+
 # ------------------------------------------------------------------------- what must always be so
 
 problems = st.builds(

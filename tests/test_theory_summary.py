@@ -42,6 +42,12 @@ def test_a_summary_holds_what_its_parts_say() -> None:
     assert said.bounds[""][2] == auxiliary(plan, PROBLEM, 1000, split="best")
     assert said.answers[""].epsilon == 0.5
     assert said.comparison is None
+    assert said.warnings
+    assert all(f"warning: {warning}" in said.text() for warning in said.warnings)
+    assert "Theorem 4, safe              " in said.text()
+    assert "(vacuous)" in next(
+        x for x in said.text().splitlines() if x.startswith("  Theorem 4, s")
+    )
     text = said.text()
     for line in (*str(said.best[""]).splitlines(), *str(said.verdicts[""]).splitlines()):
         assert line in text
