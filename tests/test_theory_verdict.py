@@ -768,3 +768,15 @@ def test_rates_of_growth_that_differ_by_rounding_are_the_same():
     assert order(both, 30).growth == (0, 0, 0)
     assert unlimited(s.Constant(3)) is None
     assert unlimited(s.Piecewise({0: 1, 2: 0, 4: 2})) is None
+
+
+@pytest.mark.parametrize("size", [1e-155, 1e155, 1e-300, 1e300])
+@pytest.mark.parametrize("lr", [1e-170, 5e-324, 0.1, 1e200])
+def test_constants_at_the_edge_of_floats_give_no_traceback(size, lr):
+    for field in ("initial_gap", "smoothness", "variance", "gradient_bound"):
+        problem = replace(Problem(5.0, 2.0, 1.0, 3.0), **{field: size})
+        for beta, gamma in ((0, 0), (0.9, 1.0)):
+            plan = Plan(epochs=3, batch_size=8, lr=lr, beta=beta, gamma=gamma)
+            said = verdict(plan, problem=problem, n=100)
+            floors = [each.floor for each in (said.theorem2, said.theorem4, said.auxiliary)]
+            assert all(floor is None or floor >= 0 for floor in floors)

@@ -92,16 +92,20 @@ def segments(plan: Plan, n: int, batches: Batches = "scheduled") -> Segments:
             )
     if batches not in ("scheduled", "true"):
         raise ValueError(f"batches must be 'scheduled' or 'true', got {batches!r}")
-    return _segments(plan, as_count(n, "n"), batches == "true")
+    found = _segments(plan, as_count(n, "n"), batches == "true")
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 @lru_cache(maxsize=32)
-def _segments(plan: Plan, n: int, true: bool) -> Segments:
+def _segments(plan: Plan, n: int, true: bool) -> Segments | str:
+    """The segments, or why there are none: it takes seconds to find that out too."""
     in_epochs = plan.unit == "epochs"
     rows: list[_Row] = []
     for row in _by_epoch(plan, n, true) if in_epochs else _by_batch(plan, n, true):
         if len(rows) == _MOST_SEGMENTS:
-            raise ValueError(
+            return (
                 f"plan must have at most {_MOST_SEGMENTS:,} runs of like steps to be summed, got "
                 f"{plan!r}: let the schedules change by epoch"
             )

@@ -67,8 +67,8 @@ class Judgement:
     unlimited: str = ""
 
     def __str__(self) -> str:
-        tends = {True: "tends to 0", False: "does not tend to 0", None: "limit unknown"}
-        head = f"{self.source}: {tends[self.vanishes]}; {self.rate}"
+        tends = {True: "tends to 0; ", False: "does not tend to 0; ", None: "limit unknown; "}
+        head = f"{self.source}: {'' if self.rate == _NO_BOUND else tends[self.vanishes]}{self.rate}"
         if self.floor is not None and 0 < self.floor < math.inf:
             head += f"; the floor is {self.floor:.4g}"
         lines = [head]
@@ -92,6 +92,7 @@ class Verdict:
         return "\n".join(str(getattr(self, each.name)) for each in fields(self))
 
 
+@np.errstate(all="ignore")  # what leaves the range of floats has no floor, and a rate all the same
 def verdict(plan: Plan, *, problem: Problem | None = None, n: int | None = None) -> Verdict:
     """Whether each bound of a Plan tends to 0 as the Plan gets longer, how fast, and why.
 
@@ -395,7 +396,7 @@ def _theorem2(given: _Given) -> _Finding:
     )
 
     fails, sentences = False, []
-    if given.problem:
+    if given.problem is not None:
         fails, sentences = _checked(given.conditions(theorem2), given)
         if _checked(given.conditions(theorem2, form="printed"), given)[0]:
             part_two = False
@@ -414,7 +415,7 @@ def _theorem2(given: _Given) -> _Finding:
     per_step = [
         _Term(_GAP / sums * (2 * known.initial_gap)),
         _Term(given.sum(fresh**2 / size * (known.smoothness * known.variance)) / sums, _NOISE),
-        _Term(given.sum(lr * q * (drag * known.gradient_bound**2)) / sums),
+        _Term(given.sum(lr * q * (drag * known.gradient_bound * known.gradient_bound)) / sums),
     ]
     sums = given.sum(lr) * (given.rest if given.rest.vanishes else _ONE)
     printed = [
@@ -464,9 +465,11 @@ def _theorem4(given: _Given) -> _Finding:
         )
 
     sums = given.sum(lr)
-    smooth2, bound2 = known.smoothness**2, known.gradient_bound**2
+    # Not by **, which raises where a float overflows.
+    smooth2 = known.smoothness * known.smoothness
+    bound2 = known.gradient_bound * known.gradient_bound
     first = known.initial_gradient_norm
-    start = 2 * known.initial_gap + 2 * (bound2 if first is None else first**2)
+    start = 2 * known.initial_gap + 2 * (bound2 if first is None else first * first)
     remembered = lr**2 / rest * (2 * smooth2 * bound2)
     terms = [
         _Term(_GAP / sums * start),
@@ -525,7 +528,8 @@ def _auxiliary(given: _Given, theorem2: Judgement) -> _Finding:
         fails, early = True, False
 
     sums = given.sum(lr)
-    noise, echo = lr**2 / size * known.smoothness, lr * reach**2 / size * known.smoothness**2
+    smoothness = known.smoothness
+    noise, echo = lr**2 / size * smoothness, lr * reach**2 / size * (smoothness * smoothness)
     terms = [
         _Term(_GAP / sums * (2 * known.initial_gap)),
         _Term(given.sum(noise * known.variance) / sums, _NOISE),
@@ -533,7 +537,7 @@ def _auxiliary(given: _Given, theorem2: Judgement) -> _Finding:
     ]
     floor = None
     noisy = known.variance > 0 and not size.diverges
-    if not fails and given.problem and noisy and lr.growth == _ONE.growth:
+    if not fails and given.problem is not None and noisy and lr.growth == _ONE.growth:
         floor = _noise_floor(given, reach)
     if not fails and "floor" in theorem2.rate:
         because.append(
@@ -560,9 +564,12 @@ def _noise_floor(given: _Given, reach: Order) -> float:
         return float(given.sum(constant(each)).size[0]) if each.any() else 0.0
 
     noise = known.variance * known.smoothness * mean(lr**2 / size)
-    echo = known.variance * known.smoothness**2 * mean(lr * c**2 / size)
+    smooth2 = known.smoothness * known.smoothness
+    echo = known.variance * smooth2 * mean(lr * c**2 / size)
     e1, e2 = mean(lr), known.smoothness * mean(lr**2)
-    v = known.smoothness**2 * mean(lr * c**2)
+    v = smooth2 * mean(lr * c**2)
+    if not (noise > 0 and e1 > 0 and math.isfinite(noise + echo + v)):
+        return math.nan  # beyond the range of floats
     # (s noise + echo)/(-e1 s^2 + (2 e1 - e2) s - v) is quasiconvex in s, and s must leave no
     # bracket negative, in the end and, as if each step's lr and momentum were steady, on the Plan.
     half = echo / noise
