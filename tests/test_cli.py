@@ -406,6 +406,8 @@ def test_an_interrupt_says_that_the_same_command_continues(file: Path, tmp_path:
     child = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        # A shell's background job ignores interrupts, and what it starts does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     with child:
         while not list((tmp_path / "out").rglob("epochs.jsonl")):
