@@ -248,8 +248,6 @@ def measure(
     from batchramp import store
     from batchramp.experiments import measure_constants, tasks
 
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed}")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out must be a file in a folder that exists, got {out}")
     found = measure_constants(tasks.load(task, model), seed=seed, samples=samples)

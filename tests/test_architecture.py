@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "batchramp"
 ALLOWED: dict[str, set[str]] = {
     "schedules": set(),
     "plan": {"schedules"},
-    "measure": set(),
+    "measure": {"schedules"},
     "models": set(),
     "optim/conversions": {"schedules", "plan"},
     "optim": {"optim/conversions"},

@@ -35,15 +35,9 @@ from batchramp.schedules import (
     as_count,
     as_number,
 )
-from batchramp.theory import (
-    MEANINGS,
-    Problem,
-    auxiliary,
-    bound_curve,
-    segments,
-    theorem2,
-    theorem4,
-)
+from batchramp.theory import MEANINGS, Problem, auxiliary, bound_curve, segments
+from batchramp.theory.bound import over, trivial
+from batchramp.theory.bounds import OF_BEST, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +51,7 @@ Array = NDArray[np.float64]
 _N, _DIMENSION, _RADIUS, _PROBLEM_SEED = 256, 10, 0.5, 0
 _SMALL, _LARGE = 8, 64
 
-# What is compared, in the order of the tables; the best is the least so far of those in `_SHARP`.
+# What is compared, in the order of the tables; the best is the least so far of those in `OF_BEST`.
 BOUNDS = {
     "theorem2": "Theorem 2, per step",
     "theorem2_printed": "Theorem 2, printed",
@@ -66,7 +60,6 @@ BOUNDS = {
     "auxiliary": "auxiliary",
     "best": "best",
 }
-_SHARP = {"theorem2": theorem2, "theorem4": theorem4, "auxiliary": partial(auxiliary, split="best")}
 FAMILIES = ("batch_policy", "lr_schedule", "momentum")
 
 # Drawn in full, as (batch policy, lr schedule, momentum).
@@ -173,8 +166,7 @@ class BoundsExperiment:
     @property
     def trivial(self) -> float:
         """min(G², 2 L D0): a bound not below it says nothing."""
-        problem = self.problem
-        return min(problem.gradient_bound**2, 2 * problem.smoothness * problem.initial_gap)
+        return trivial(self.problem)
 
     @property
     def start(self) -> float:
@@ -209,7 +201,7 @@ class BoundsExperiment:
     def closest_in_errors(self) -> float:
         """The least of (bound - measured)/(standard error), over the same."""
         return min(
-            float(np.min(_over(values - each.measured, each.error)))
+            float(np.min(over(values - each.measured, each.error)))  # x_0 has no error
             for each in self.combinations
             for values in each.bounds.values()
         )
@@ -533,10 +525,9 @@ def _compare(
     steps, values = _bounds_at_every_step(plan, problem, _N)
     least = np.minimum.accumulate(mean)
     newest = np.maximum.accumulate(np.where(mean <= least, np.arange(len(mean)), 0))
-    sharp = np.array([values[name] for name in _SHARP])
+    sharp = np.array([values[name] for name, _ in OF_BEST])
     which, i = np.unravel_index(np.argmin(sharp), sharp.shape)
-    evaluate = list(_SHARP.values())[which]
-    best = evaluate(plan, problem, _N, steps=int(steps[i]))
+    best = evaluate(plan, problem, _N, *OF_BEST[which], steps=int(steps[i]))
     largest = best.dominant
     whole = auxiliary(plan, problem, _N, split="best")
     return Combination(
@@ -586,14 +577,8 @@ def _bounds_at_every_step(
     }
     values = {name: each.values for name, each in curves.items()}
     # The least so far is a bound, for min_{k<K} does not rise with K.
-    values["best"] = np.minimum.accumulate(np.min([values[name] for name in _SHARP], axis=0))
+    values["best"] = np.minimum.accumulate(np.min([values[name] for name, _ in OF_BEST], axis=0))
     return curves["auxiliary"].steps, values
-
-
-def _over(numerator: Array, denominator: Array) -> Array:
-    """inf where the denominator is 0: x_0 is known without error."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(denominator > 0, numerator / denominator, np.inf)
 
 
 # --------------------------------------------------------------------------------------- the files

@@ -96,12 +96,14 @@ def measure_constants(task: "Task", *, seed: int = 0, samples: int | None = None
         samples: measure the noise on so many training samples; None for all of them.
 
     Raises:
-        ValueError: the loss is not finite, or see `batchramp.measure`.
+        ValueError: a seed out of its range, a loss that is not finite, or see `batchramp.measure`.
     """
     import torch
 
     from batchramp.measure import full_gradient_norm, gradient_noise, smoothness
 
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.model().to(task.device)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from batchramp.measure.full_gradient import point
 from batchramp.measure.gradient_noise import (
-    as_count,
     chunks,
     detached,
     norm,
     per_sample,
     squared_norms,
 )
+from batchramp.schedules import as_count
 
 __all__ = ["GradientBound", "gradient_bound"]
 

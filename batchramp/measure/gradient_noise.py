@@ -22,6 +22,7 @@ from batchramp.measure.full_gradient import (
     trainable,
     wide,
 )
+from batchramp.schedules import as_count
 
 __all__ = ["GradientNoise", "gradient_noise"]
 
@@ -266,20 +267,6 @@ def squared_norms(gradients: Mapping[str, Tensor]) -> Tensor:
 def norm(vector: Iterable[Tensor]) -> float:
     """The Euclidean norm of a vector that is kept in pieces."""
     return math.hypot(*(float(torch.linalg.vector_norm(piece.double())) for piece in vector))
-
-
-def as_count(value: Any, field: str, least: int = 1) -> int:
-    """``value`` as a Python int, at least ``least``; at most 2**53, which torch takes.
-
-    Raises:
-        ValueError: it is none; the message names ``field``.
-    """
-    limit = f">= {least}"
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
-        if int(value) <= 2**53:
-            return int(value)
-        limit = "<= 2**53"
-    raise ValueError(f"{field} must be an integer {limit}, got {value!r}")
 
 
 def as_seed(value: Any) -> int:

@@ -19,7 +19,8 @@ from batchramp.measure.full_gradient import (
     point,
     trainable,
 )
-from batchramp.measure.gradient_noise import as_count, as_seed, norm
+from batchramp.measure.gradient_noise import as_seed, norm
+from batchramp.schedules import as_count
 
 __all__ = ["SecantTrajectory", "Smoothness", "secant", "smoothness"]
 

@@ -5,6 +5,7 @@ Not in the paper, which says that the sequence behind it needs a constant learni
 """
 
 import math
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -36,8 +37,9 @@ def evaluate_auxiliary(
     """The auxiliary bound of the first ``ends`` segments, for each of ``ends``; see `auxiliary`."""
     # Each horizon has a backward recursion of its own.
     at_once = max(1, _AT_ONCE // len(cut.count))
+    runs = _Runs(cut)
     blocks = [
-        _Shadow(cut, ends[start : start + at_once], problem).evaluate(split)
+        _Shadow(cut, runs, ends[start : start + at_once], problem).evaluate(split)
         for start in range(0, len(ends), at_once)
     ]
     return Evaluated(
@@ -167,9 +169,10 @@ class _Shadow:
     Arrays have the shape ``[runs, horizons]``; c and w are those behind each run.
     """
 
-    def __init__(self, cut: Segments, ends: NDArray[np.int64], problem: Problem) -> None:
-        self.cut, self.ends, self.problem = cut, ends, problem
-        self.runs = _Runs(cut)
+    def __init__(
+        self, cut: Segments, runs: _Runs, ends: NDArray[np.int64], problem: Problem
+    ) -> None:
+        self.cut, self.runs, self.ends, self.problem = cut, runs, ends, problem
         self.used = np.arange(len(cut.count))[:, None] < ends
         self.c, self.w = self._backward()
 
@@ -248,6 +251,7 @@ class _Shadow:
             good, bad = np.where(holds, middle, good), np.where(holds, bad, middle)
         return good
 
+    @cached_property  # no split enters, and many are tried
     def _at_the_ends(self) -> tuple[Array, Array, Array]:
         """η of a run's last and first step, and what no v in the run exceeds."""
         runs = self.runs
@@ -262,7 +266,7 @@ class _Shadow:
 
     def _extremes(self) -> tuple[Array, Array]:
         """What L η and L² v/η do not exceed, each over all steps."""
-        last, first, v = self._at_the_ends()
+        last, first, v = self._at_the_ends
         smoothness = self.problem.smoothness
         x = np.max(np.where(self.used, np.maximum(last, first), 0), axis=0) * smoothness
         y = np.where(self.used & (v > 0), over(v, np.minimum(last, first)), 0)
@@ -282,7 +286,7 @@ class _Shadow:
     def _suspects(self, s: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Runs whose last bracket is negative, and those of which any may be."""
         smoothness = self.problem.smoothness
-        last, first, v = self._at_the_ends()
+        last, first, v = self._at_the_ends
         open_last, open_first = (eta * (2 - s - smoothness * eta) for eta in (last, first))
         square = smoothness * smoothness / s
         # Concave in η, so least at an end; v may be less than this, so a closer look follows.

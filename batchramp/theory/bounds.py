@@ -3,12 +3,12 @@
 Theorem 2 and Theorem 4 are those of Imaizumi and Iiduka (ACML 2025), as printed and as they hold;
 the auxiliary bound is not in the paper. `docs/theory.md` proves each.
 
-Sums run over runs of like steps, never over steps: a Plan of 10^12 steps costs what one of 10^3
-does.
+Sums run over runs of like steps, never over steps: what they cost goes with the changes of the
+schedules, and a Plan of 300 epochs costs the same with 10^3 steps and with 10^12.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, final
@@ -145,7 +145,7 @@ def theorem2(
       B_K  0.01389     gradient noise  <- dominant
       C_K  0           momentum
     """
-    _check_form(form, ("per_step", "printed"))
+    _check_form(form, _FORMS["theorem2"])
     return _single(partial(_theorem2, form=form), plan, problem, n, steps, batches)
 
 
@@ -215,7 +215,7 @@ def theorem4(
     >>> bound.dominant, bound.vacuous
     ("D'_K", True)
     """
-    _check_form(form, ("safe", "printed"))
+    _check_form(form, _FORMS["theorem4"])
     return _single(partial(_theorem4, form=form), plan, problem, n, steps, batches)
 
 
@@ -420,7 +420,7 @@ def best_bound(
         spread = [*np.linspace(0, len(ends) - 1, half), *np.geomspace(1, len(ends), half) - 1]
         ends = ends[np.unique(np.array(spread).astype(np.int64))]
     at = np.append(ends, horizon)
-    found = _evaluate_all(plan, problem, n, at, batches)
+    found = _evaluate_at(OF_BEST, plan, problem, n, at, batches)
     values = np.array([each.values for each in found])
     which, i = np.unravel_index(np.argmin(values), values.shape)
     if not math.isfinite(values[which, i]):
@@ -440,12 +440,18 @@ def best_bound(
     return best
 
 
-def _evaluate_all(
-    plan: Plan, problem: Problem, n: int, at: NDArray[np.int64], batches: Batches
+def _evaluate_at(
+    parts: Sequence[tuple[Name, str]],
+    plan: Plan,
+    problem: Problem,
+    n: int,
+    at: NDArray[np.int64],
+    batches: Batches,
 ) -> list[Evaluated]:
-    whole = segments(plan, n, batches).split(at)
-    ends = np.searchsorted(np.cumsum(whole.count), at) + 1
-    return [_named(*part)(whole, ends, problem) for part in OF_BEST]
+    """Bounds by name and form, each after so many steps."""
+    cut = segments(plan, n, batches).split(at)
+    ends = np.searchsorted(np.cumsum(cut.count), at) + 1
+    return [_named(*part)(cut, ends, problem) for part in parts]
 
 
 def bound_curve(
@@ -476,8 +482,8 @@ def bound_curve(
     """
     parts = resolve(bound, form)
     epochs, steps, samples = epoch_ends(plan, n)
+    found = _evaluate_at(parts, plan, problem, n, steps, batches)
     if bound == "best":
-        found = _evaluate_all(plan, problem, n, steps, batches)
         values = np.array([each.values for each in found])
         least = np.minimum.accumulate(values.min(axis=0))
         newest = np.maximum.accumulate(
@@ -485,9 +491,7 @@ def bound_curve(
         )
         sources = [found[i].source for i in values.argmin(axis=0)]
         return Curve(epochs, steps, samples, least, {}, tuple(sources[i] for i in newest))
-    cut = segments(plan, n, batches).split(steps)
-    ends = np.searchsorted(np.cumsum(cut.count), steps) + 1
-    one = _named(*parts[0])(cut, ends, problem)
+    (one,) = found
     return Curve(epochs, steps, samples, one.values, one.terms, (one.source,) * len(steps))
 
 

@@ -99,7 +99,7 @@ def steps_to(
     n: int,
     *,
     bound: Which = "best",
-    form: str | None = None,
+    form: str | float | None = None,
 ) -> Answer:
     """The least number of steps K after which a bound says min_{k<K} E||∇f(x_k)||² <= ε.
 
@@ -121,7 +121,7 @@ def steps_to(
         epsilon: ε > 0.
         plan, problem, n: as in `theorem2`.
         bound: which; "best" for the first of the three that is <= ε.
-        form: as that bound takes it; of the auxiliary bound None for split 1, or "best".
+        form: as that bound takes it; of the auxiliary bound its split, None for 1.
 
     Returns:
         An `Answer`. For ε >= min(G², 2 L D0), which x_0 has, its steps are 0.
@@ -176,7 +176,7 @@ def epochs_to(
     n: int,
     *,
     bound: Which = "best",
-    form: str | None = None,
+    form: str | float | None = None,
 ) -> Answer:
     """The least number of whole epochs after which a bound says min E||∇f||² <= ε.
 
