@@ -234,6 +234,28 @@ def snapshot(model):
     )
 
 
+def counting_loss(failing_at, draw=lambda: 1):
+    """Cross-entropy that fails at one of its calls, if at any; and what each call has drawn."""
+    calls = []
+
+    def loss_fn(outputs, targets):
+        calls.append(draw())
+        if len(calls) == failing_at:
+            raise RuntimeError("loss_fn failed")
+        return F.cross_entropy(outputs, targets)
+
+    return loss_fn, calls
+
+
+def run_to_the_end_or(failing, run):
+    """Runs, and if the loss is made to fail, expects that."""
+    if failing:
+        with pytest.raises(RuntimeError, match="loss_fn failed"):
+            run()
+    else:
+        run()
+
+
 def unchanged(model, before):
     after = snapshot(model)
     assert all(a is b for a, b in zip(before[0], after[0], strict=True))
@@ -261,24 +283,14 @@ def test_the_model_is_left_as_found(measure, failing, training):
     model.train(training)
     model[1].train(not training)  # a network part of which is kept in the other mode
     before, merged = snapshot(model), restless.merged
-    calls = []
-
-    def loss_fn(outputs, targets):
-        calls.append(torch.rand(1))
-        if failing and len(calls) == 2:
-            raise RuntimeError("loss_fn failed")
-        return F.cross_entropy(outputs, targets)
+    loss_fn, calls = counting_loss(2 if failing else None, draw=lambda: torch.rand(1))
 
     def run():
         if measure == "evaluate":
             return evaluate(model, loss_fn, cut(x, y, 10, 13))
         return full_gradient_norm(model, loss_fn, cut(x, y, 10, 13), mode=measure)
 
-    if failing:
-        with pytest.raises(RuntimeError, match="loss_fn failed"):
-            run()
-    else:
-        run()
+    run_to_the_end_or(failing, run)
     unchanged(model, before)
     assert restless.merged is merged
     assert restless.later is before[4].get("restless.later", restless.later)

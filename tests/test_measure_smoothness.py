@@ -5,7 +5,17 @@ import math
 
 import pytest
 import torch
-from test_measure import Restless, cut, images, network, reference, snapshot, unchanged
+from test_measure import (
+    Restless,
+    counting_loss,
+    cut,
+    images,
+    network,
+    reference,
+    run_to_the_end_or,
+    snapshot,
+    unchanged,
+)
 from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
@@ -333,24 +343,14 @@ def test_the_model_is_left_as_found(failing, what):
     model[1].train(False)
     there = {name: p.detach() + 0.1 for name, p in model.named_parameters()}
     before, merged = snapshot(model), restless.merged
-    calls = []
-
-    def loss_fn(outputs, targets):
-        calls.append(1)
-        if failing and len(calls) == 3:
-            raise RuntimeError("loss_fn failed")
-        return F.cross_entropy(outputs, targets)
+    loss_fn, _ = counting_loss(3 if failing else None)
 
     def run():
         if what is smoothness:
             return smoothness(model, loss_fn, cut(x, y, 10, 13), max_iterations=4)
         return secant(model, loss_fn, cut(x, y, 10, 13), dict(model.named_parameters()), there)
 
-    if failing:
-        with pytest.raises(RuntimeError, match="loss_fn failed"):
-            run()
-    else:
-        run()
+    run_to_the_end_or(failing, run)
     unchanged(model, before)
     assert restless.merged is merged
 
