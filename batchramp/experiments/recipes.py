@@ -56,6 +56,9 @@ class Run:
         options: the optimizer's own arguments, beside what the Plan schedules.
         note: what reports say of it, such as how its lr was chosen.
         constants: whether it measures constants after every epoch; see `fit`.
+        fields: what the optimizer calls what the Plan schedules, as pairs; see `ParamScheduler`.
+        within: a folder above that of the panel, where several experiments share one folder.
+        device, channels_last, autocast, compiled: see `Task`.
 
     Raises:
         ValueError: no such task, model or optimizer, or a seed out of range.
@@ -72,6 +75,12 @@ class Run:
     options: tuple[tuple[str, Any], ...] = ()
     note: str = ""
     constants: bool = False
+    fields: tuple[tuple[str, Any], ...] = ()
+    within: str = ""
+    device: str = "cpu"
+    channels_last: bool = False
+    autocast: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         training_samples(self.task)
@@ -100,7 +109,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the run's files go, below the experiment's folder."""
-        parts = [_slug(part) for part in (self.panel, self.label) if part]
+        parts = [_slug(part) for part in (self.within, self.panel, self.label) if part]
         return Path(*parts, f"seed-{self.seed}")
 
     @property
