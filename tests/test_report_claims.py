@@ -397,6 +397,52 @@ def test_thresholds_are_all_accounted_for(ours, theirs, said):
     assert said in found.sentence
 
 
+def everything(seeds):
+    """Two experiments: figure 1 with linear growth, and the growing batch under NSHB."""
+    linear = Plan(epochs=12, batch_size=Linear(8, 8), lr=0.1)
+    yield from figure1(seeds, ("constant", "inverse-sqrt", "cosine"))
+    for seed in range(seeds):
+        yield run("linear", "constant", seed, plan=linear)
+        for label, gamma in (("a", 0.7), ("b", 1.0), ("c", 0.0)):
+            yield run(label, "constant", seed, plan=momentum_plan(gamma))
+        for panel, lr, beta in (
+            ("constant", "constant", 0.9),
+            ("inverse-sqrt", "inverse-sqrt", 0.9),
+            ("inverse-sqrt, constant beta", "inverse-sqrt", 0.8),
+        ):
+            plan = dataclasses.replace(plan_of("increasing", lr), beta=beta, gamma=1.0)
+            yield run("increasing", panel, seed, plan=plan, experiment="figure4")
+
+
+def test_every_comparison_has_a_decision_of_its_own():
+    """Two sets of seeds are held against each other decision by decision."""
+    judgement = judge(everything(8))
+    compared = [c for c in (*judgement.claims, *judgement.controls) if c.decisions]
+    assert {c.number for c in compared} >= {0, 1, 2, 3, 4, 5, 6, 7, 8}
+    for claim in compared:
+        places = [d.where for d in claim.decisions]
+        assert len(set(places)) == len(places)
+        assert all(len(d.differences) <= 8 for d in claim.decisions)
+        outcomes = {d.outcome for d in claim.decisions}
+        assert ("does not hold" in outcomes) == (claim.verdict == "does not hold")
+        assert (outcomes == {"holds"}) == (claim.verdict == "holds")
+    fresh = [dataclasses.replace(r, seed=r.seed + 100) for r in everything(8)]
+    assert judge(fresh) == judgement
+    (norm, *_) = judge(pair(8, (0.02, 73.0), (0.05, 71.0))).claims[0].decisions
+    assert norm.where == "cosine, minimum norm: increasing against small"
+    assert (norm.kind, norm.outcome) == ("above", "holds")
+    assert str(norm).endswith("increasing against small: holds (8 seeds)")
+    assert np.mean(norm.differences) == pytest.approx(np.log(0.05 / 0.02), abs=0.1)
+
+
+def test_claims_see_several_experiments_at_once():
+    said = judge(everything(8)).claims[4]
+    places = [d.where for d in said.decisions]
+    assert sum(w.startswith("figure4, digits, cnn – ") for w in places) == 2
+    assert any("(beta or gamma differ as well)" in w for w in places)
+    assert not any("figure1" in w and "figure4" in w for w in places)
+
+
 def test_holm_runs_over_all_tests_of_the_page():
     one = judge(pair(8, (0.02, 73.0), (0.05, 71.0)))
     two = judge(

@@ -10,7 +10,7 @@ decides it.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, final
 
@@ -51,7 +51,7 @@ from batchramp.report.statistics import holm, seeds_needed
 from batchramp.report.thresholds import compare_thresholds, threshold_grid
 from batchramp.store import Record
 
-__all__ = ["STATEMENTS", "Claim", "Judgement", "judge"]
+__all__ = ["STATEMENTS", "Claim", "Decision", "Judgement", "judge"]
 
 STATEMENTS = {
     1: "The increasing batch reaches a lower minimum of the full-gradient norm than the small "
@@ -76,6 +76,28 @@ SILENT = "not in these runs"
 
 @final
 @dataclass(frozen=True)
+class Decision:
+    """How one comparison of a claim ended, to be held against the same one of other seeds.
+
+    Attributes:
+        where: what was compared; unlike that of every other decision of the claim.
+        kind: what is claimed of the differences; see `Comparison`.
+        outcome: "holds", "does not hold" or "not decided".
+        differences: one a seed, positive in the claim's favour; of logarithms for norms and
+            samples.
+    """
+
+    where: str
+    kind: str
+    outcome: str
+    differences: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.outcome} ({seeds_text(len(self.differences))})"
+
+
+@final
+@dataclass(frozen=True)
 class Claim:
     """A claim and what the runs say of it.
 
@@ -85,12 +107,14 @@ class Claim:
         verdict: "holds", "does not hold", "not decided (3 seeds)", "not decided", or "not in these
             runs".
         sentences: the evidence, each computed from rows.
+        decisions: one a comparison; none where the verdict is counted (claim 10).
     """
 
     number: int
     statement: str
     verdict: str
     sentences: tuple[str, ...]
+    decisions: tuple[Decision, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.number}. " if self.number else ""
@@ -181,30 +205,32 @@ def _gather(which: int, builder: _Builder, found: Sequence[Study]) -> _Draft:
 
 
 def _prefixed(c: Comparison, prefix: str) -> Comparison:
-    return Comparison(prefix + c.where, c.kind, c.differences, c.sentence, c.margin, c.obstacle)
+    return replace(c, where=prefix + c.where)
 
 
 def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
     if draft.silence:
         return Claim(draft.number, draft.statement, SILENT, (_sentence(draft.silence),))
     sentences = list(draft.remarks)
-    outcomes = []
+    decisions = []
     for comparison in draft.comparisons:
         raw = comparison.tests
         corrected = [next(adjusted) for _ in raw]
         outcome = comparison.outcome(corrected)
-        outcomes.append(outcome)
+        where = ": ".join(part for part in (comparison.where, comparison.of) if part)
+        decisions.append(Decision(where, comparison.kind, outcome, comparison.differences))
         sentence = f"{comparison.where}: {comparison.sentence}"
         if raw:
             sentence += f" {comparison.evidence(corrected, total)}: {outcome}."
         elif comparison.obstacle:
             sentence += f" Not tested: {comparison.obstacle}."
         sentences.append(sentence)
+    outcomes = [decision.outcome for decision in decisions]
     verdict = draft.verdict or _verdict(draft.comparisons, outcomes)
     if len(outcomes) > 1 and len(set(outcomes)) > 1:
         parts = [f"{outcomes.count(o)} {o}" for o in (HOLDS, FAILS, OPEN) if o in outcomes]
         sentences.insert(0, f"Of {len(outcomes)} comparisons: {', '.join(parts)}.")
-    return Claim(draft.number, draft.statement, verdict, tuple(sentences))
+    return Claim(draft.number, draft.statement, verdict, tuple(sentences), tuple(decisions))
 
 
 def _verdict(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
@@ -615,6 +641,7 @@ def _extremes(
             means.setdefault(seed, []).append(mean(logs))
     d = [b - a for a, b in means.values() if math.isfinite(a) and math.isfinite(b)]
     left = sum(len(c.records) - len(c.finished) for c in grid.values())
+    first = next(iter(grid.values()))
     return Comparison(
         where=f"{name} {high:g} against {low:g}",
         kind="unlike" if name == "lr" else "alike",
@@ -624,6 +651,7 @@ def _extremes(
         else "no seed finished the whole grid.",
         margin=math.log1p(NORM_MARGIN),
         obstacle=f"{left} runs of the grid have not finished" if left else "",
+        of=f"{first.batch_sizes}, {_kind(first.records[0].plan.lr)} lr",
     )
 
 

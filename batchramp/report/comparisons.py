@@ -39,6 +39,7 @@ class Comparison:
         margin: in the unit of the differences.
         sentence: what the numbers say, without a decision.
         obstacle: why no test would be fair; "" if one is.
+        of: whom it compares, as far as ``where`` leaves it open.
     """
 
     where: str
@@ -47,6 +48,7 @@ class Comparison:
     sentence: str
     margin: float = 0.0
     obstacle: str = ""
+    of: str = ""
 
     @property
     def seeds(self) -> int:
@@ -193,7 +195,20 @@ def compare(
         sentence=_describe(a, b, pairs, d, measure),
         margin=margin,
         obstacle=untested,
+        of=opponents(a, b),
     )
+
+
+def opponents(a: Cell, b: Cell) -> str:
+    """The two cells by their lines, and by their panels where these differ.
+
+    Two comparisons of the same kind in one study never have the same.
+    """
+    names = [
+        (f"{c.line} under {c.panel}" if c.line else c.panel) if a.panel != b.panel else c.line
+        for c in (a, b)
+    ]
+    return " against ".join(names)
 
 
 def why_untested(a: Cell, b: Cell, pairs: Sequence[tuple[Record, Record]]) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from batchramp.report.cells import Cell, listed, spread
-from batchramp.report.comparisons import Comparison, mean, ratio, why_untested
+from batchramp.report.comparisons import Comparison, mean, opponents, ratio, why_untested
 from batchramp.store import Record
 
 __all__ = ["compare_thresholds", "mean_samples_to", "samples_to", "threshold_grid"]
@@ -119,7 +119,7 @@ def compare_thresholds(
     if not untested and (fewer or alone) and (more or without):
         untested = "which of them is first depends on the threshold"
     return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
-                      obstacle=untested)  # fmt: skip
+                      obstacle=untested, of=opponents(ours, theirs))  # fmt: skip
 
 
 def _range(where: Sequence[int], grid: Sequence[float], text: Callable[[float], str]) -> str:
