@@ -19,9 +19,11 @@ from batchramp.experiments import (
     figure1_tuning,
     from_file,
     plan_from_file,
+    recipes,
 )
-from batchramp.experiments.recipes import TUNING_RULE
+from batchramp.experiments.scales import SCALES
 from batchramp.experiments.tasks import MODELS, TASKS, load, training_samples
+from batchramp.experiments.tuning import TUNING_RULE, TUNINGS, committed, lr_of
 
 TUNED_FILE = Path(store.__file__).parent / "experiments" / "tuned" / "figure1-quick.json"
 PANELS = ("constant", "inverse-sqrt", "cosine", "polynomial")
@@ -109,7 +111,9 @@ def test_equal_steps_has_as_many_steps_as_increasing_within_a_percent() -> None:
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"scale": "full"}, "scale must be 'quick'"),
+        ({"scale": "full"}, "scale must be one of paper, small, quick, got 'full'"),
+        ({"small_batch": 16}, "small_batch must be 8 or 256, got 16"),
+        ({"variant": "ours"}, "variant must be one of paper, released, got 'ours'"),
         ({"part": "some"}, "part must be 'all' or 'main', got 'some'"),
         ({"seeds": [-1]}, "seed must be an integer >= 0"),
     ],
@@ -200,14 +204,14 @@ def test_a_cell_without_an_lr_and_a_foreign_run_are_refused() -> None:
     def status(panel: str, policy: str, size: int, lr: float, seed: int) -> str:
         return "collapsed" if policy == "increasing" else "finished"
 
-    with pytest.raises(ValueError, match="increasing has no lr at which all its runs finished"):
+    with pytest.raises(ValueError, match=r"increasing \(constant\) has no lr at which all its"):
         choose_lr(records(lambda *at: 50.0, status=status))
     foreign = store.Record(
         folder=Path("mine"), label="x", panel="", experiment="other", task="quadratic",
         model="point", optimizer="QHM", plan=Plan(epochs=1, batch_size=1), seed=0,
         status="finished",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="must be of figure1-tuning, got the run in mine"):
+    with pytest.raises(ValueError, match=r"records must be of one of figure1-tuning, .*got other"):
         choose_lr([foreign])
 
 
@@ -233,12 +237,131 @@ def test_the_note_says_how_lr_was_chosen_and_where_the_grid_ended() -> None:
             assert at_edge == (cell["lr"] in (0.05, 0.5))
 
 
+# ------------------------------------------------------------------------------ the other figures
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_figure_has_runs_of_different_folders_at_every_scale(name: str, scale: str) -> None:
+    runs = recipes.RECIPES[name](scale, [0, 1])
+    assert len({run.folder for run in runs}) == len(runs) >= 4
+    assert {run.seed for run in runs} == {0, 1}
+    assert all(run.plan.epochs for run in runs)
+
+
+def test_all_is_every_experiment_once() -> None:
+    runs = recipes.everything(seeds=[0])
+    assert {run.within for run in runs} == {
+        "figure1", "figure4", "figure5", "figure8", "a11", "figure10", "baselines"
+    }  # fmt: skip
+    assert all(run.folder.parts[0] == run.experiment for run in runs)
+    ours = [dataclasses.replace(run, within="") for run in runs]
+    for name in ("figure2", "figure4", "figure9", "figure11"):
+        assert set(recipes.RECIPES[name](seeds=[0])) <= set(ours)
+
+
+def test_the_paper_s_scale_has_the_paper_s_steps() -> None:
+    plans = {run.label: run.plan for run in figure1("paper", [0]) if run.panel == "cosine"}
+    steps = {label: plan.total_steps(50_000) for label, plan in plans.items()}
+    assert steps["increasing"] == 374_760
+    assert steps["small"] == steps["lr-decay-twin"] == 1_875_000
+    assert steps["large"] == 3_900
+    assert abs(steps["equal-steps"] - steps["increasing"]) < 300
+    text = {run.label: run.plan for run in figure1("paper", [0], small_batch=256)}
+    assert text["small"].total_steps(50_000) == 58_800
+    released = {run.label: run.plan for run in figure1("paper", [0], variant="released")}
+    assert released["increasing"].total_steps(50_000) == 380_997
+
+
+def test_the_released_schedules_are_those_of_its_code() -> None:
+    for run in figure1("paper", [0], variant="released"):
+        values = [run.plan.at(epoch) for epoch in range(300)]
+        late = [max(epoch - 1, 0) // 30 for epoch in range(300)]
+        for value, levels in zip(values, late, strict=True):
+            assert value.beta == pytest.approx(0.9 * 0.5**levels)
+            assert value.gamma == pytest.approx(0.7 * 0.5**levels)
+            if run.label == "increasing":
+                assert value.batch_size == 8 * 2**levels
+        if run.label == "lr-decay-twin":
+            continue
+        shape = {
+            "constant": lambda m: 1.0,
+            "inverse-sqrt": lambda m: (m + 1) ** -0.5,
+            "cosine": lambda m: (1 + math.cos(math.pi * m / 300)) / 2,
+            "polynomial": lambda m: (1 - m / 299) ** 2,
+        }[run.panel]
+        assert [v.lr for v in values] == pytest.approx([0.1 * shape(m) for m in range(300)])
+
+
+def test_figure4_is_nshb_with_the_betas_of_the_paper() -> None:
+    plans = {run.panel: run.plan for run in recipes.figure4("paper", [0])}
+    assert len(plans) == 6
+    assert all(plan.at(m).gamma == 1 for plan in plans.values() for m in (0, 299))
+    assert plans["cosine"].at(60).beta == pytest.approx(0.9 / 4)
+    assert plans["inverse-sqrt, constant beta"].at(299).beta == 0.9
+    rising = plans["inverse, increasing beta"]
+    assert rising.at(15).beta == pytest.approx(1 - 0.5 / 16**0.75)
+    assert rising.at(9).lr == pytest.approx(0.01)
+
+
+def test_the_grid_is_that_of_the_paper() -> None:
+    runs = recipes.figure8("paper", [0])
+    starts = [(run.plan.at(0).lr, run.plan.at(0).beta, run.plan.at(0).gamma) for run in runs]
+    assert sorted(starts) == sorted(
+        itertools.product((0.05, 0.1, 0.25, 0.5), (0.3, 0.5, 0.9), (0.2, 0.4, 0.7))
+    )
+    assert all(run.plan.epochs == 150 for run in runs)
+    assert [runs[0].plan.at(m).batch_size for m in (0, 30, 149)] == [32, 64, 512]
+
+
+def test_a11_grows_linearly_in_as_many_steps_and_to_the_same_end() -> None:
+    for scale, found in SCALES.items():
+        plans = {run.label: run.plan for run in recipes.a11(scale, [0])}
+        n = found.main.n
+        steps = plans["increasing"].total_steps(n)
+        assert plans["linear"].total_steps(n) == pytest.approx(steps, rel=0.02)
+        sizes = [plans["linear"].at(m).batch_size for m in range(3)]
+        assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], abs=1)
+        last = found.main.epochs - 1
+        assert plans["linear to the same end"].at(last).batch_size == 4096
+
+
+def test_the_baselines_are_torch_s_own_under_the_same_plan() -> None:
+    runs = {(run.panel, run.label): run for run in recipes.baselines(seeds=[0])}
+    assert {label for _, label in runs} == {
+        "SGD", "SHB", "NSHB", "QHM", "Adam", "AdamW", "RMSprop"
+    }  # fmt: skip
+    assert {run.plan.batch_size for run in runs.values()} == {s.Exponential(8, factor=2, every=3)}
+    assert runs["cosine", "SHB"].options == (("momentum", 0.9),)
+    assert runs["cosine", "Adam"].plan.beta is None
+    assert runs["cosine", "NSHB"].plan.at(0).gamma == 1
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_every_committed_lr_follows_from_its_accuracies(name: str) -> None:
+    experiment = name.removesuffix("-tuning")
+    found = committed(experiment, "quick")
+    if found is None:
+        pytest.skip(f"lr of {experiment} is not tuned at quick scale")
+    for panel, cells in found["cells"].items():
+        for label, chosen in cells.items():
+            if any(e["panel"] == panel and e["policy"] == label for e in found["accuracies"]):
+                by_rule = lr_of({"cells": {}, "accuracies": found["accuracies"]}, panel, label)
+                assert chosen["lr"] == by_rule
+
+
+def test_an_lr_that_was_not_tuned_is_not_made_up() -> None:
+    with pytest.raises(ValueError, match="tuned has no lr for linear"):
+        lr_of({"cells": {}}, "cosine", "linear")
+
+
 # ---------------------------------------------------------------------------------- tasks, runs
 
 
 def test_samples_are_known_without_reading_the_data() -> None:
     for name in ("fashion-mini", "quadratic"):
         assert load(name).n == training_samples(name)
+    assert TASKS["cifar100"] - TASKS["cifar100-tuning"] == 5_000
     assert set(TASKS) == set(MODELS)
 
 

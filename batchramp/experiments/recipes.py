@@ -1,154 +1,396 @@
-"""Recipes: functions that return lists of runs. Nothing is trained here."""
+"""Recipes: every figure of the paper as a function that returns runs. Nothing is trained here.
 
-import json
+Figures that show the same runs share one experiment: figure 2 is figure 1 with another quantity.
+Every comparison of batch sizes has the opponents that the paper lacks: the constant batch of equal
+steps, the constant batch that validation prefers, and batch 8 with a falling lr.
+"""
+
+import dataclasses
+import itertools
 import math
-import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
-from batchramp.experiments.tasks import MODELS, TASKS, training_samples
+from batchramp.experiments.run import Run
+from batchramp.experiments.scales import Setting, scale_named
 from batchramp.plan import Plan
 from batchramp.schedules import (
     Constant,
     Cosine,
+    Delayed,
     Exponential,
+    IncreasingBeta,
+    Inverse,
     InverseSqrt,
+    Linear,
     Polynomial,
     Product,
     Schedule,
     StepDecay,
 )
-from batchramp.store import ENDED, Record
 
 __all__ = [
+    "LRS",
+    "POLICIES",
     "RECIPES",
-    "Run",
-    "choose_lr",
+    "VARIANTS",
+    "Cell",
+    "a11",
+    "baselines",
+    "everything",
     "figure1",
-    "figure1_tuning",
-    "from_file",
-    "plan_from_file",
-    "task_from_file",
+    "figure3",
+    "figure4",
+    "figure5",
+    "figure8",
+    "figure10",
+    "figure12",
 ]
 
-OPTIMIZERS = ("QHM", "SGD", "Adam", "AdamW", "RMSprop")
+PANELS = ("constant", "inverse-sqrt", "cosine", "polynomial")
+MAIN_PANELS = ("constant", "cosine")
+POLICIES = ("increasing", "small", "equal-steps", "best-constant", "large", "lr-decay-twin")
+VARIANTS = ("paper", "released")
+SMALL_BATCHES = (8, 256)  # the paper's figures say 8, its text 2^8
+
+# The grids of the paper's section 4.
+LRS = (0.05, 0.1, 0.25, 0.5)
+_BETAS = (0.3, 0.5, 0.9)
+_GAMMAS = (0.2, 0.4, 0.7)
+
+START, _FACTOR, LARGE = 8, 2, 4096
+_LR, _BETA, _GAMMA = 0.1, 0.9, 0.7
+_BETA_MIN = 0.5  # that the remark after Theorem 4 pairs with lr 0.1
+GRID_START = 32  # of A.10, doubling to 512
+_UNTUNED = f"lr was not tuned: {_LR} everywhere, of the paper's grid"
 
 
 @final
 @dataclass(frozen=True)
-class Run:
-    """One training run, as a value.
+class Cell:
+    """A line of a figure, whose lr is still open.
 
-    Args:
-        label: what it is called among the runs it is compared with, such as "increasing".
-        plan: the Plan.
-        task: a name of `batchramp.experiments.tasks`.
-        seed: of initial weights and order of samples.
-        panel: which comparison it belongs to, such as "cosine".
-        experiment: the recipe's name.
-        model: of the task; "" for its usual one.
-        optimizer: one of QHM, SGD, Adam, AdamW, RMSprop.
-        options: the optimizer's own arguments, beside what the Plan schedules.
-        note: what reports say of it, such as how its lr was chosen.
-        constants: whether it measures constants after every epoch; see `fit`.
-        fields: what the optimizer calls what the Plan schedules, as pairs; see `ParamScheduler`.
-        within: a folder above that of the panel, where several experiments share one folder.
-        device, channels_last, autocast, compiled: see `Task`.
-
-    Raises:
-        ValueError: no such task, model or optimizer, or a seed out of range.
+    Attributes:
+        experiment, panel, label: as in `Run`.
+        setting: task, model and length.
+        plan: the Plan by its lr.
+        lrs: what lr is chosen from.
+        optimizer, options, fields, constants: as in `Run`.
     """
 
+    experiment: str
+    panel: str
     label: str
-    plan: Plan
-    task: str
-    seed: int
-    panel: str = ""
-    experiment: str = ""
-    model: str = ""
+    setting: Setting
+    plan: Callable[[float], Plan]
+    lrs: tuple[float, ...] = LRS
     optimizer: str = "QHM"
     options: tuple[tuple[str, Any], ...] = ()
-    note: str = ""
-    constants: bool = False
     fields: tuple[tuple[str, Any], ...] = ()
-    within: str = ""
-    device: str = "cpu"
-    channels_last: bool = False
-    autocast: bool = False
-    compiled: bool = False
+    constants: bool = False
 
-    def __post_init__(self) -> None:
-        training_samples(self.task)
-        if not self.model:
-            object.__setattr__(self, "model", MODELS[self.task][0])
-        if self.model not in MODELS[self.task]:
-            allowed = ", ".join(MODELS[self.task])
-            raise ValueError(
-                f"model of task {self.task} must be one of {allowed}, got {self.model!r}"
+    def run(self, lr: float, seed: int, *, note: str = "") -> Run:
+        """One run of it."""
+        return Run(
+            self.label,
+            self.plan(lr),
+            self.setting.task,
+            seed,
+            self.panel,
+            self.experiment,
+            model=self.setting.model,
+            optimizer=self.optimizer,
+            options=self.options,
+            note=note,
+            constants=self.constants,
+            fields=self.fields,
+        )
+
+
+# --------------------------------------------------------------------------- what cells are made of
+
+
+def lr_schedule(panel: str, lr: float, epochs: int, variant: str = "paper") -> Schedule:
+    """The lr schedule that a panel is named for.
+
+    >>> lr_schedule("polynomial", 0.1, 30)
+    Polynomial(0.1, power=2)
+    """
+    released = variant == "released"
+    if panel == "cosine":
+        return Cosine(lr, span=epochs) if released else Cosine(lr)
+    if panel == "polynomial":
+        span = epochs - 1 if released else None
+        return Polynomial(lr, power=2, span=span) if released else Polynomial(lr, power=2)
+    return {"constant": Constant, "inverse-sqrt": InverseSqrt, "inverse": Inverse}[panel](lr)
+
+
+def _late(schedule: Schedule, variant: str) -> Schedule:
+    """The released code changes batch size, beta and gamma one epoch late."""
+    return Delayed(schedule, by=1) if variant == "released" else schedule
+
+
+def _growing(setting: Setting, variant: str = "paper", start: int = START) -> Schedule:
+    return _late(Exponential(start, factor=_FACTOR, every=setting.every), variant)
+
+
+def _halving(start: float, setting: Setting, variant: str = "paper") -> Schedule:
+    return _late(StepDecay(start, factor=1 / _FACTOR, every=setting.every), variant)
+
+
+def _plan(
+    setting: Setting,
+    batch_size: Schedule | int,
+    lr: Schedule,
+    beta: Schedule | float | None,
+    gamma: Schedule | float | None,
+) -> Plan:
+    return Plan(epochs=setting.epochs, batch_size=batch_size, lr=lr, beta=beta, gamma=gamma)
+
+
+def _steps(setting: Setting, batch_size: Schedule | int) -> int:
+    return Plan(epochs=setting.epochs, batch_size=batch_size).total_steps(setting.n)
+
+
+def equal_steps(setting: Setting) -> int:
+    """The constant batch size whose steps are nearest to those of the increasing batch.
+
+    >>> equal_steps(scale_named("quick").main), equal_steps(scale_named("paper").main)
+    (40, 40)
+    """
+    steps = _steps(setting, _growing(setting))
+    near = round(setting.n * setting.epochs / steps)
+    sizes = range(max(1, near - 5), near + 6)
+    return min(sizes, key=lambda size: abs(_steps(setting, size) - steps))
+
+
+def equal_steps_increment(setting: Setting) -> float:
+    """The increment an epoch of a linear growth from 8 whose steps are nearest to the same.
+
+    To two digits: the Plan rounds batch sizes up, so that an increment below 1 grows too.
+
+    >>> equal_steps_increment(scale_named("quick").main)
+    4.0
+    """
+    steps = _steps(setting, _growing(setting))
+    low, high = 0.01, float(LARGE)
+    while high / low > 1.001:  # steps fall with the increment
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _grown(setting, middle) > steps else (low, middle)
+    digits = 1 - math.floor(math.log10(low))
+    near = [round(low, digits) + i * 10.0**-digits for i in (-1, 0, 1)]
+    return min((round(x, digits) for x in near), key=lambda x: abs(_grown(setting, x) - steps))
+
+
+def _grown(setting: Setting, increment: float) -> int:
+    return _steps(setting, Linear(START, increment))
+
+
+def policies(
+    experiment: str,
+    setting: Setting,
+    sizes: Mapping[tuple[str, str], int],
+    panels: Sequence[str],
+    names: Sequence[str],
+    variant: str,
+) -> list[Cell]:
+    """QHM with step-decay momentum under each batch policy, panel by panel.
+
+    Args:
+        experiment, setting: of the cells.
+        sizes: the batch size of each constant policy, by panel and policy.
+        panels, names: of the lr schedules and of the policies, in this order.
+        variant: "paper" or "released".
+    """
+
+    def cell(panel: str, policy: str) -> Cell:
+        def plan(lr: float) -> Plan:
+            schedule = lr_schedule(panel, lr, setting.epochs, variant)
+            size: Schedule | int = sizes.get((panel, policy), START)
+            if policy == "increasing":
+                size = _growing(setting, variant)
+            elif policy == "linear":
+                size = Linear(START, equal_steps_increment(setting))
+            elif policy == "lr-decay-twin":
+                schedule = Product(schedule, _halving(1.0, setting, variant))
+            return _plan(
+                setting,
+                size,
+                schedule,
+                _halving(_BETA, setting, variant),
+                _halving(_GAMMA, setting, variant),
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+
+        return Cell(experiment, panel, policy, setting, plan)
+
+    return [cell(panel, policy) for panel in panels for policy in names]
+
+
+def momenta(
+    experiment: str, setting: Setting, kinds: Sequence[tuple[str, str, str]], variant: str = "paper"
+) -> list[Cell]:
+    """The increasing batch under other momenta.
+
+    Args:
+        experiment, setting: of the cells.
+        kinds: panel, label and momentum ("NSHB", "SGD", ...; see the code) of each cell.
+        variant: "paper" or "released".
+    """
+
+    def cell(panel: str, label: str, momentum: str) -> Cell:
+        def plan(lr: float) -> Plan:
+            beta, gamma = {
+                "QHM": (_halving(_BETA, setting, variant), _halving(_GAMMA, setting, variant)),
+                "QHM constant": (_BETA, _GAMMA),
+                "NSHB": (_halving(_BETA, setting, variant), 1.0),
+                "NSHB constant": (_BETA, 1.0),
+                "NSHB increasing": (
+                    _late(IncreasingBeta(_BETA_MIN, every=setting.every), variant)
+                    if variant == "released"
+                    else IncreasingBeta(_BETA_MIN),
+                    1.0,
+                ),
+                "SGD": (0.0, 0.0),
+            }[momentum]
+            schedule = lr_schedule(panel.partition(",")[0], lr, setting.epochs, variant)
+            return _plan(setting, _growing(setting, variant), schedule, beta, gamma)
+
+        return Cell(experiment, panel, label, setting, plan)
+
+    return [cell(*kind) for kind in kinds]
+
+
+# -------------------------------------------------------------------------------- cells by figure
+
+
+def figure1_cells(
+    scale: str = "quick",
+    *,
+    sizes: Mapping[tuple[str, str], int] | None = None,
+    small_batch: int = START,
+    variant: str = "paper",
+    part: str = "all",
+    vit: bool = False,
+) -> list[Cell]:
+    """The cells of figures 1, 2, 6 and 7, or with ``vit`` those of 10 and 11.
+
+    Args:
+        scale: a key of `SCALES`.
+        sizes: the best constant batch size, by panel and "best-constant"; without any there is no
+            such cell.
+        small_batch: 8 or 256.
+        variant: "paper" or "released".
+        part: "all", or "main" for the panels constant and cosine alone.
+        vit: with the transformer.
+    """
+    found = scale_named(scale)
+    setting = found.vit if vit else found.main
+    panels = PANELS if part == "all" else MAIN_PANELS
+    own = {("small"): small_batch, "equal-steps": equal_steps(setting), "large": LARGE}
+    all_sizes = {(panel, policy): own[policy] for panel in panels for policy in own}
+    names = tuple(p for p in POLICIES if p != "best-constant" or sizes)
+    return policies(
+        "figure10" if vit else "figure1",
+        setting,
+        {**all_sizes, **(sizes or {})},
+        panels,
+        names,
+        variant,
+    )
+
+
+def figure4_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell]:
+    """NSHB (gamma = 1) under six pairs of an lr schedule and a beta."""
+    kinds = [(panel, "increasing", "NSHB") for panel in PANELS]
+    kinds.append(("inverse-sqrt, constant beta", "increasing", "NSHB constant"))
+    kinds.append(("inverse, increasing beta", "increasing", "NSHB increasing"))
+    return momenta("figure4", scale_named(scale).main, kinds, variant)
+
+
+def figure5_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell]:
+    """The training loss of both networks under the increasing batch, with single samples' extremes.
+
+    The extremes cost an epoch's time each epoch, so the paper's scale goes without them.
+    """
+    found = scale_named(scale)
+    cells = []
+    for setting in (found.residual, found.vit):
+        (cell,) = policies("figure5", setting, {}, ("constant",), ("increasing",), variant)
+        cells.append(dataclasses.replace(cell, panel=setting.model, constants=scale == "quick"))
+    return cells
+
+
+def grid_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell]:
+    """A.10: cosine lr, batch 32 to 512, and every lr, beta and gamma of the paper's grid."""
+    setting = scale_named(scale).grid
+
+    def cell(lr: float, beta: float, gamma: float) -> Cell:
+        def plan(_: float) -> Plan:
+            return _plan(
+                setting,
+                _growing(setting, variant, GRID_START),
+                lr_schedule("cosine", lr, setting.epochs, variant),
+                _halving(beta, setting, variant),
+                _halving(gamma, setting, variant),
             )
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {self.seed!r}")
-        for name, value in self.options:
-            try:
-                hash(value)
-            except TypeError:
-                raise ValueError(
-                    f"optimizer.{name} must be a number, a text, true, false or a list of those, "
-                    f"got {value!r}"
-                ) from None
 
-    @property
-    def folder(self) -> Path:
-        """Where the run's files go, below the experiment's folder."""
-        parts = [_slug(part) for part in (self.within, self.panel, self.label) if part]
-        return Path(*parts, f"seed-{self.seed}")
+        label = f"lr {lr} beta {beta} gamma {gamma}"
+        return Cell("figure8", "cosine", label, setting, plan, lrs=(lr,))
 
-    @property
-    def title(self) -> str:
-        """For people."""
-        return " / ".join(part for part in (self.panel, self.label, f"seed {self.seed}") if part)
+    return list(itertools.starmap(cell, itertools.product(LRS, _BETAS, _GAMMAS)))
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", text).strip("-.") or "run"
+def a11_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell]:
+    """A.11: exponential growth, and linear growth of equal steps and of equal last batch size."""
+    setting = scale_named(scale).main
+    cells = policies("a11", setting, {}, PANELS, ("increasing", "linear"), variant)
+    to_the_same_end = -(-(LARGE - START) // (setting.epochs - 1))
+
+    def steep(cell: Cell) -> Cell:
+        def plan(lr: float) -> Plan:
+            size = Linear(START, to_the_same_end, maximum=LARGE)
+            return dataclasses.replace(cell.plan(lr), batch_size=size)
+
+        return dataclasses.replace(cell, label="linear to the same end", plan=plan)
+
+    return [*cells, *(steep(cell) for cell in cells if cell.label == "linear")]
 
 
-# ------------------------------------------------------------------------------------- figure 1
+def baseline_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell]:
+    """The optimizers of the neighbouring papers under the increasing batch, torch's own.
 
-_LR_SCHEDULES: dict[str, Callable[[float], Schedule]] = {
-    "constant": Constant,
-    "inverse-sqrt": InverseSqrt,
-    "cosine": Cosine,
-    "polynomial": lambda lr: Polynomial(lr, power=2),
-}
-_LRS = (0.05, 0.1, 0.25, 0.5)
-_MAIN_PANELS = ("constant", "cosine")
+    Momenta are constant: 0.9, and QHM's gamma 0.7.
+    """
+    setting = scale_named(scale).main
+    adaptive = (0.0003, 0.001, 0.003, 0.01)
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("SGD", {"optimizer": "SGD"}),
+        (
+            "SHB",
+            {
+                "optimizer": "SGD",
+                "options": (("momentum", _BETA),),
+                "lrs": tuple(round(lr * (1 - _BETA), 6) for lr in LRS),
+            },
+        ),
+        ("NSHB", {}),
+        ("QHM", {}),
+        *((name, {"optimizer": name, "lrs": adaptive}) for name in ("Adam", "AdamW", "RMSprop")),
+    ]
 
-# Quick scale: a tenth of the paper's epochs, the same ten levels of the batch size.
-_EPOCHS, _EVERY, _FACTOR = 30, 3, 2
-_SMALL, _LARGE = 8, 4096
-_EQUAL_STEPS = 40  # 163 steps an epoch over 6,500 samples, as many as the increasing run on average
-_CONSTANTS = (8, 16, 32, 40, 64, 128, 256, 512, 4096)
-_POLICIES = ("increasing", "small", "equal-steps", "best-constant", "large", "lr-decay-twin")
+    def cell(panel: str, label: str, given: dict[str, Any]) -> Cell:
+        def plan(lr: float) -> Plan:
+            own = {"NSHB": (_BETA, 1.0), "QHM": (_BETA, _GAMMA)}.get(label, (None, None))
+            schedule = lr_schedule(panel, lr, setting.epochs, variant)
+            return _plan(setting, _growing(setting, variant), schedule, *own)
 
-# Not those of the experiment: what was chosen on these seeds is judged on others.
-_TUNING_SEEDS = (1000, 1001)
-TUNING_RULE = (
-    "for each lr schedule and batch policy, the lr of {0.05, 0.1, 0.25, 0.5} with the highest "
-    "validation accuracy at the last epoch, mean of 2 seeds that are not among those reported; a "
-    "collapsed or diverged run rules its lr out; ties go to the smaller lr. The best constant "
-    "batch size is chosen in the same way, together with its lr, from {8, 16, 32, 40, 64, 128, "
-    "256, 512, 4096}"
-)
+        return Cell("baselines", panel, label, setting, plan, **given)
+
+    return [cell(panel, *kind) for panel in MAIN_PANELS for kind in kinds]
+
+
+# ---------------------------------------------------------------------------------------- recipes
 
 
 def figure1(
@@ -156,274 +398,276 @@ def figure1(
     seeds: Sequence[int] = range(3),
     *,
     part: str = "all",
+    small_batch: int = START,
+    variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
-    """Figure 1 and 2: QHM with step-decay momentum under an increasing batch size and its rivals.
+    """Figures 1, 2, 6 and 7: QHM with step-decay momentum, an increasing batch and its rivals.
 
-    Four lr schedules (panels) by six batch policies: increasing 8 to 4096, doubling every 3 epochs;
-    small 8; the constant of equal steps, 40; the best constant; large 4096; and batch 8 with lr
-    halved whenever the batch would double (the lr-decay twin; Smith et al., 2018).
+    Four lr schedules (panels) by six batch policies: increasing 8 to 4096; small 8; the constant of
+    equal steps, 40; the best constant; large 4096; and batch 8 with lr halved whenever the batch
+    would double (the lr-decay twin; Smith et al., 2018).
 
     Args:
-        scale: "quick": `fashion-mini`, MLP 784-128-128-10, 30 epochs.
+        scale: "paper", "small" or "quick" (`fashion-mini`, MLP 784-128-128-10, 30 epochs).
         seeds: of the runs.
         part: "all", or "main" for the panels constant and cosine alone.
-        tuned: the lr of every cell, as `choose_lr` returns; None for the committed result of
-            `figure1_tuning`.
+        small_batch: of the policy "small": 8 as in the paper's figures, or 256 as in its text.
+        variant: "paper", or "released" for the schedules of the authors' code.
+        tuned: the lr of every cell, as `choose_lr` returns; None for the committed result of the
+            tuning at this scale. Where there is none, lr is 0.1 and the best constant is left out.
 
     Raises:
-        ValueError: another scale or part.
+        ValueError: another scale, part, small_batch or variant.
 
     >>> runs = figure1(seeds=[0])
     >>> len(runs), runs[0].title, runs[0].plan.total_steps(6_500)
     (24, 'constant / increasing / seed 0', 4887)
     """
-    _check_scale(scale)
-    if part not in ("all", "main"):
-        raise ValueError(f"part must be 'all' or 'main', got {part!r}")
-    chosen = _committed() if tuned is None else tuned
-    cells = chosen["cells"]
-    panels = tuple(_LR_SCHEDULES) if part == "all" else _MAIN_PANELS
-    note = f"how lr was chosen: {chosen['rule']}" if "rule" in chosen else ""
-    at_edge = [
-        f"{policy} ({panel}, {cells[panel][policy]['lr']})"
-        for panel in panels
-        for policy in _POLICIES
-        if cells[panel][policy]["lr"] in (min(_LRS), max(_LRS))
-    ]
-    if note and at_edge:
-        note += f"; at an edge of that grid, perhaps better beyond it: {', '.join(at_edge)}"
-    return [
-        _run("figure1", panel, policy, seed, note=note, **cells[panel][policy])
-        for panel in panels
-        for policy in _POLICIES
-        for seed in seeds
-    ]
+    return _figure1(scale, seeds, part, small_batch, variant, tuned, vit=False)
 
 
-def figure1_tuning(scale: str = "quick", seeds: Sequence[int] = _TUNING_SEEDS) -> list[Run]:
-    """The runs from which `choose_lr` chooses the lr of every cell of `figure1`.
-
-    >>> len(figure1_tuning())
-    352
-    """
-    _check_scale(scale)
-    candidates = [
-        ("increasing", _SMALL),
-        ("lr-decay-twin", _SMALL),
-        *((f"constant {size}", size) for size in _CONSTANTS),
-    ]
-    return [
-        _run("figure1-tuning", panel, policy, seed, lr=lr, batch_size=size, suffix=f" lr {lr}")
-        for panel in _LR_SCHEDULES
-        for policy, size in candidates
-        for lr in _LRS
-        for seed in seeds
-    ]
-
-
-def choose_lr(records: Sequence[Record]) -> dict[str, Any]:
-    """Applies `TUNING_RULE` to the runs of `figure1_tuning`.
-
-    Returns:
-        The rule, the cells (panel -> policy -> lr and batch size) and the mean validation accuracy
-        of every candidate (None where it is ruled out).
-
-    Raises:
-        ValueError: the records are not those of `figure1_tuning`, each ended, or a cell has no lr
-            that is not ruled out.
-    """
-    measured: dict[str, dict[_Candidate, list[float]]] = {}
-    for record in records:
-        if record.experiment != "figure1-tuning":
-            raise ValueError(f"records must be of figure1-tuning, got the run in {record.folder}")
-    ended = {(r.panel, r.label, r.seed) for r in records if r.status in ENDED}
-    expected = {(run.panel, run.label, run.seed) for run in figure1_tuning()}
-    if wrong := sorted(ended ^ expected):
-        raise ValueError(
-            f"records must be all runs of figure1-tuning and no others, ended: {len(wrong)} are "
-            f"missing or too many, such as {' / '.join(map(str, wrong[0]))}"
-        )
-    for record in records:
-        policy, lr = record.label.split(" lr ")
-        candidate = _Candidate(policy, record.plan.at(0).batch_size, float(lr))
-        score = record.rows[-1]["validation_accuracy"] if record.status == "finished" else -math.inf
-        measured.setdefault(record.panel, {}).setdefault(candidate, []).append(score)
-    # Rounded, so that a tie is a tie in whatever order its terms were added.
-    scores = {
-        panel: {candidate: round(fmean(of), 6) for candidate, of in found.items()}
-        for panel, found in measured.items()
-    }
-    constants = [f"constant {size}" for size in _CONSTANTS]
-    cells = {
-        panel: {
-            "increasing": _best(found, ["increasing"]),
-            "small": _best(found, [f"constant {_SMALL}"]),
-            "equal-steps": _best(found, [f"constant {_EQUAL_STEPS}"]),
-            "best-constant": _best(found, constants),
-            "large": _best(found, [f"constant {_LARGE}"]),
-            "lr-decay-twin": _best(found, ["lr-decay-twin"]),
-        }
-        for panel, found in scores.items()
-    }
-    accuracies = [
-        {
-            "panel": panel,
-            "policy": candidate.policy,
-            "lr": candidate.lr,
-            "validation_accuracy": score if math.isfinite(score) else None,
-        }
-        for panel, found in scores.items()
-        for candidate, score in found.items()
-    ]
-    return {"rule": TUNING_RULE, "cells": cells, "accuracies": accuracies}
-
-
-class _Candidate(NamedTuple):
-    policy: str
-    batch_size: int
-    lr: float
-
-
-def _best(scores: Mapping[_Candidate, float], policies: Sequence[str]) -> dict[str, Any]:
-    candidates = [c for c in scores if c.policy in policies and math.isfinite(scores[c])]
-    if not candidates:
-        raise ValueError(f"policy {policies[0]} has no lr at which all its runs finished")
-    best = min(candidates, key=lambda c: (-scores[c], c.lr, c.batch_size))
-    return {"lr": best.lr, "batch_size": best.batch_size}
-
-
-def _run(
-    experiment: str,
-    panel: str,
-    policy: str,
-    seed: int,
+def figure3(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
     *,
-    lr: float,
-    batch_size: int,
-    suffix: str = "",
-    note: str = "",
-) -> Run:
-    schedule = _LR_SCHEDULES[panel](lr)
-    size: Schedule | int = batch_size
-    if policy == "increasing":
-        size = Exponential(batch_size, factor=_FACTOR, every=_EVERY)
-    elif policy == "lr-decay-twin":
-        schedule = Product(schedule, StepDecay(1.0, factor=1 / _FACTOR, every=_EVERY))
-    plan = Plan(
-        epochs=_EPOCHS,
-        batch_size=size,
-        lr=schedule,
-        beta=StepDecay(0.9, factor=0.5, every=_EVERY),
-        gamma=StepDecay(0.7, factor=0.5, every=_EVERY),
-    )
-    return Run(policy + suffix, plan, "fashion-mini", seed, panel, experiment, note=note)
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figure 3: the increasing batch of figure 1 alone, under its four lr schedules.
+
+    >>> len(figure3(seeds=[0]))
+    4
+    """
+    runs = figure1(scale, seeds, small_batch=small_batch, variant=variant, tuned=tuned)
+    return [run for run in runs if run.label == "increasing"]
 
 
-def _check_scale(scale: str) -> None:
-    if scale != "quick":
-        raise ValueError(f"scale must be 'quick' (the only one so far), got {scale!r}")
+def figure4(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figure 4: NSHB under the increasing batch; also a constant and an increasing beta.
+
+    >>> len(figure4(seeds=[0]))
+    6
+    """
+    _check(variant, small_batch)
+    return _with_lr(figure4_cells(scale, variant=variant), "figure4", scale, seeds, tuned)
 
 
-def _committed() -> dict[str, Any]:
-    file = resources.files("batchramp.experiments") / "tuned" / "figure1-quick.json"
-    return json.loads(file.read_text(encoding="utf-8"))
+def figure5(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figure 5 (A.8): is the loss bounded? Both networks under the increasing batch, lr 0.1.
+
+    >>> sorted(run.model for run in figure5(seeds=[0]))
+    ['small_resnet', 'vit_micro']
+    """
+    _check(variant, small_batch)
+    return _with_lr(figure5_cells(scale, variant=variant), "figure5", scale, seeds, tuned)
+
+
+def figure8(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figures 8 and 9 (A.10): the grid of lr, beta and gamma; cosine lr, batch 32 to 512.
+
+    >>> len(figure8(seeds=[0]))
+    36
+    """
+    _check(variant, small_batch)
+    cells = grid_cells(scale, variant=variant)
+    return [cell.run(cell.lrs[0], seed) for cell in cells for seed in seeds]
+
+
+def figure10(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figures 10 and 11 (A.12): as figure 1, with a vision transformer."""
+    return _figure1(scale, seeds, "all", small_batch, variant, tuned, vit=True)
+
+
+def figure12(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Figure 12: the increasing batch of figure 10 alone."""
+    runs = figure10(scale, seeds, small_batch=small_batch, variant=variant, tuned=tuned)
+    return [run for run in runs if run.label == "increasing"]
+
+
+def a11(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """A.11: exponential against linear growth of the batch, under four lr schedules.
+
+    The paper's increment is not known: one linear growth takes as many steps as the exponential
+    one, the other ends at its batch size.
+
+    >>> len(a11(seeds=[0]))
+    12
+    """
+    _check(variant, small_batch)
+    return _with_lr(a11_cells(scale, variant=variant), "a11", scale, seeds, tuned)
+
+
+def baselines(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """SGD, SHB, NSHB, QHM, Adam, AdamW and RMSprop under the increasing batch.
+
+    >>> len(baselines(seeds=[0]))
+    14
+    """
+    _check(variant, small_batch)
+    return _with_lr(baseline_cells(scale, variant=variant), "baselines", scale, seeds, tuned)
+
+
+def everything(
+    scale: str = "quick",
+    seeds: Sequence[int] = range(3),
+    *,
+    small_batch: int = START,
+    variant: str = "paper",
+    tuned: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """All of the above, each experiment in a folder of its own."""
+    if tuned is not None:
+        raise ValueError("tuned is for one experiment, got one for all")
+    recipes = (figure1, figure4, figure5, figure8, a11, figure10, baselines)
+    return [
+        dataclasses.replace(run, within=run.experiment)
+        for recipe in recipes
+        for run in recipe(scale, seeds, small_batch=small_batch, variant=variant)
+    ]
 
 
 RECIPES: dict[str, Callable[..., list[Run]]] = {
     "figure1": figure1,
-    "figure1-tuning": figure1_tuning,
+    "figure2": figure1,
+    "figure3": figure3,
+    "figure4": figure4,
+    "figure5": figure5,
+    "figure6": figure1,
+    "figure7": figure1,
+    "figure8": figure8,
+    "figure9": figure8,
+    "figure10": figure10,
+    "figure11": figure10,
+    "figure12": figure12,
+    "a11": a11,
+    "baselines": baselines,
+    "all": everything,
 }
 
 
-# --------------------------------------------------------------------------- a user's own file
+# ------------------------------------------------------------------------------ from cells to runs
 
 
-def from_file(path: Path) -> list[Run]:
-    """The runs of an experiment file: one for each seed.
+def _figure1(
+    scale: str,
+    seeds: Sequence[int],
+    part: str,
+    small_batch: int,
+    variant: str,
+    tuned: Mapping[str, Any] | None,
+    *,
+    vit: bool,
+) -> list[Run]:
+    _check(variant, small_batch)
+    if part not in ("all", "main"):
+        raise ValueError(f"part must be 'all' or 'main', got {part!r}")
+    experiment = "figure10" if vit else "figure1"
+    chosen = _chosen(experiment, scale, tuned)
+    sizes = {
+        (panel, "best-constant"): cells["best-constant"]["batch_size"]
+        for panel, cells in (chosen["cells"] if chosen else {}).items()
+        if "best-constant" in cells
+    }
+    cells = figure1_cells(
+        scale, sizes=sizes, small_batch=small_batch, variant=variant, part=part, vit=vit
+    )
+    # The lr of a small batch of 256 is that of the constant batch 256.
+    names = {"small": f"constant {small_batch}"} if small_batch != START else {}
+    return _with_lr(cells, experiment, scale, seeds, tuned, names)
 
-    The file is TOML: ``task``, and optionally ``model``, ``seeds`` (a list), ``label``, ``panel``,
-    ``constants`` (true to measure them after every epoch); a table ``[plan]`` as `Plan.to_dict`
-    writes it; and optionally a table ``[optimizer]`` with a ``kind`` and that optimizer's own
-    arguments.
 
-    Raises:
-        ValueError: not TOML, an unknown key, or a value that is refused further in.
-        FileNotFoundError: there is no such file.
-    """
-    content = _toml(path)
-    allowed = ("task", "model", "seeds", "label", "panel", "constants", "plan", "optimizer")
-    for key in content:
-        if key not in allowed:
-            raise ValueError(f"{path}: {key} is not a key of it: allowed are {', '.join(allowed)}")
-    for key in ("task", "plan"):
-        if key not in content:
-            raise ValueError(f"{path}: {key} is missing; tasks are {', '.join(TASKS)}")
-    seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or any(seeds.count(seed) > 1 for seed in seeds):
-        raise ValueError(f"{path}: seeds must be a list of different integers, got {seeds!r}")
-    tables = {key: content.get(key, {}) for key in ("plan", "optimizer")}
-    for key, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{path}: {key} must be a table [{key}], got {table!r}")
-    for key in ("task", "model", "label", "panel"):
-        if not isinstance(content.get(key, ""), str):
-            raise ValueError(f"{path}: {key} must be a text, got {content[key]!r}")
-    constants = content.get("constants", False)
-    if not isinstance(constants, bool):
-        raise ValueError(f"{path}: constants must be true or false, got {constants!r}")
-    try:
-        plan = Plan.from_dict(tables["plan"])
-        kind = tables["optimizer"].pop("kind", "QHM")
-        options = tuple(
-            (key, tuple(value) if isinstance(value, list) else value)
-            for key, value in sorted(tables["optimizer"].items())
-        )
-        return [
-            Run(
-                label=content.get("label", path.stem),
-                plan=plan,
-                task=content["task"],
-                seed=seed,
-                panel=content.get("panel", ""),
-                experiment=path.stem,
-                model=content.get("model", ""),
-                optimizer=kind,
-                options=options,
-                constants=constants,
-            )
-            for seed in seeds
+def _with_lr(
+    cells: Sequence[Cell],
+    experiment: str,
+    scale: str,
+    seeds: Sequence[int],
+    tuned: Mapping[str, Any] | None,
+    names: Mapping[str, str] | None = None,
+) -> list[Run]:
+    from batchramp.experiments.tuning import lr_of
+
+    chosen = _chosen(experiment, scale, tuned)
+    if chosen is None:
+        lrs = [_LR if _LR in cell.lrs else cell.lrs[1] for cell in cells]
+        note = _UNTUNED
+    else:
+        lrs = [
+            lr_of(chosen, cell.panel, (names or {}).get(cell.label, cell.label)) for cell in cells
         ]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        note = f"how lr was chosen: {chosen['rule']}" if "rule" in chosen else ""
+        at_edge = [
+            f"{cell.label} ({cell.panel}, {lr})"
+            for cell, lr in zip(cells, lrs, strict=True)
+            if len(cell.lrs) > 1 and lr in (cell.lrs[0], cell.lrs[-1])
+        ]
+        if note and at_edge:
+            note += f"; at an edge of that grid, perhaps better beyond it: {', '.join(at_edge)}"
+    return [
+        cell.run(lr, seed, note=note) for cell, lr in zip(cells, lrs, strict=True) for seed in seeds
+    ]
 
 
-def plan_from_file(path: Path) -> tuple[Plan, int | None]:
-    """The plan of an experiment file or of a file that is a plan alone, and n if a task is named.
+def _chosen(
+    experiment: str, scale: str, tuned: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    from batchramp.experiments.tuning import committed
 
-    Raises:
-        ValueError, FileNotFoundError: as `from_file`.
-    """
-    content = _toml(path)
-    if "task" in content:
-        run = from_file(path)[0]
-        return run.plan, training_samples(run.task)
-    try:
-        return Plan.from_dict(content.get("plan", content)), None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return committed(experiment, scale) if tuned is None else tuned
 
 
-def task_from_file(path: Path) -> tuple[str, str] | None:
-    """The task and the model of an experiment file; None for a file that is a plan alone."""
-    if "task" not in _toml(path):
-        return None
-    run = from_file(path)[0]
-    return run.task, run.model
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+def _check(variant: str, small_batch: int) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if small_batch not in SMALL_BATCHES:
+        raise ValueError(f"small_batch must be 8 or 256, got {small_batch!r}")

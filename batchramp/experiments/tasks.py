@@ -1,22 +1,43 @@
 """Tasks by name: data, model and loss."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from batchramp.task import Task
 
 __all__ = ["MODELS", "TASKS", "load", "training_samples"]
 
-# Task -> training samples, known without reading the data.
-TASKS = {"fashion-mini": 6_500, "fashion-mnist": 55_000, "quadratic": 256}
+# Task -> training samples, known without reading the data. CIFAR has no validation part of its own:
+# what is tuned is tuned on the last 5,000 training images, and trained on the others.
+TASKS = {
+    "fashion-mini": 6_500,
+    "fashion-mnist": 55_000,
+    "cifar10": 50_000,
+    "cifar10-tuning": 45_000,
+    "cifar100": 50_000,
+    "cifar100-tuning": 45_000,
+    "quadratic": 256,
+}
+
+_GREY = ("mlp", "cnn", "small_resnet", "vit_micro")
+_COLOUR = ("resnet18", "vit_tiny", "small_resnet")
 
 # Task -> the models it can be trained with, the usual one first.
 MODELS = {
-    "fashion-mini": ("mlp", "cnn"),
-    "fashion-mnist": ("mlp", "cnn"),
+    "fashion-mini": _GREY,
+    "fashion-mnist": _GREY,
+    "cifar10": _COLOUR,
+    "cifar10-tuning": _COLOUR,
+    "cifar100": _COLOUR,
+    "cifar100-tuning": _COLOUR,
     "quadratic": ("point",),
 }
+
+_VALIDATION = 5_000
 
 
 def training_samples(name: str) -> int:
@@ -45,15 +66,18 @@ def load(name: str, model: str = "") -> "Task":
     model = _check(name, model)
     if name == "quadratic":
         return _quadratic()
+    return _cifar(name, model) if name.startswith("cifar") else _fashion(name, model)
+
+
+def _fashion(name: str, model: str) -> "Task":
     import torch
 
-    from batchramp import data, models
+    from batchramp import data
     from batchramp.task import Task
 
     images = data.fashion_mini() if name == "fashion-mini" else data.fashion_mnist()
-    make: dict[str, Callable[[], torch.nn.Module]] = {"mlp": models.MLP, "cnn": models.SmallCNN}
     return Task(
-        model=make[model],
+        model=_maker(model, channels=1, classes=10),
         train=images.train,
         test=images.test,
         loss_fn=torch.nn.functional.cross_entropy,
@@ -61,6 +85,39 @@ def load(name: str, model: str = "") -> "Task":
         name=name,
         model_name=model,
     )
+
+
+def _cifar(name: str, model: str) -> "Task":
+    """As the paper trains: crop, flip and, on CIFAR-100, rotation by at most 15 degrees."""
+    import torch
+
+    from batchramp import data
+    from batchramp.batching import Augmentation
+    from batchramp.task import Task
+
+    hundred = name.startswith("cifar100")
+    validation = _VALIDATION if name.endswith("-tuning") else 0
+    images = (data.cifar100 if hundred else data.cifar10)(validation=validation)
+    return Task(
+        model=_maker(model, channels=3, classes=100 if hundred else 10),
+        train=images.train,
+        test=images.test,
+        loss_fn=torch.nn.functional.cross_entropy,
+        validation=images.validation if validation else None,
+        augment=Augmentation(degrees=15.0 if hundred else 0.0),
+        prepare=data.CIFAR100_NORMALISE if hundred else data.CIFAR10_NORMALISE,
+        name=name,
+        model_name=model,
+    )
+
+
+def _maker(model: str, *, channels: int, classes: int) -> "Callable[[], nn.Module]":
+    from batchramp import models
+
+    if model == "mlp":
+        return models.MLP
+    make = getattr(models, "SmallCNN" if model == "cnn" else model)
+    return functools.partial(make, channels=channels, classes=classes)
 
 
 def _quadratic() -> "Task":
