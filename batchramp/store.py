@@ -90,6 +90,8 @@ class Record:
         environment: threads, versions, machine.
         n: training samples; None in folders written before they were kept.
         problem: the constants of the task's problem by name, where they are known.
+        options: the task's options that were on, such as autocast; none in folders written before
+            they were kept.
     """
 
     folder: Path
@@ -109,6 +111,7 @@ class Record:
     environment: Mapping[str, Any] = field(default_factory=dict)
     n: int | None = None
     problem: Mapping[str, float | None] | None = None
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
 def identity(
@@ -122,6 +125,7 @@ def identity(
     panel: str,
     experiment: str,
     note: str = "",
+    options: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
     """What was run, as `Record` names it: what tells one run from another."""
     return {
@@ -134,6 +138,7 @@ def identity(
         "optimizer": name_of(optimizer),
         "plan": plan.to_dict(),
         "seed": seed,
+        "options": dict(options or {}),
     }
 
 
@@ -236,7 +241,7 @@ def existing(folder: Path, identity: Mapping[str, Any], resume: bool) -> Record 
     if not resume:
         raise ValueError(f"out {folder} holds a run already: resume it or name another folder")
     record = read(folder)
-    for name in ("task", "model", "optimizer", "plan", "seed"):
+    for name in ("task", "model", "optimizer", "plan", "seed", "options"):
         here, there = identity[name], getattr(record, name)
         if name == "plan":
             here = Plan.from_dict(here)
@@ -289,6 +294,9 @@ def read(folder: Path) -> Record:
     n, problem = run.get("n"), run.get("problem")
     if n is not None and (type(n) is not int or n < 1):
         raise ValueError(f"{path} is damaged: n is {n!r}")
+    options = run.get("options", {})
+    if not isinstance(options, dict) or not all(type(on) is bool for on in options.values()):
+        raise ValueError(f"{path} is damaged: options is {options!r}")
     if problem is not None and not (isinstance(problem, dict) and _are_numbers(problem)):
         raise ValueError(f"{path} is damaged: problem is {problem!r}")
     try:
@@ -298,7 +306,12 @@ def read(folder: Path) -> Record:
         raise ValueError(f"{path}: plan: {error}{hint}") from None
     given = {key: run[key] for key in _KINDS}
     return Record(
-        **{**given, "plan": plan}, folder=folder, rows=_read_rows(folder), n=n, problem=problem
+        **{**given, "plan": plan},
+        folder=folder,
+        rows=_read_rows(folder),
+        n=n,
+        problem=problem,
+        options=options,
     )
 
 

@@ -1,6 +1,7 @@
 """What is trained on what."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,8 +17,12 @@ __all__ = ["Task"]
 
 Data = tuple[Tensor, Tensor] | Dataset[Any]
 
-# Samples at a time where nothing depends on it but speed and memory.
+# Samples at a time, and numbers in them, where nothing depends on it but speed and memory: the full
+# gradient keeps every activation, about 5 MB for an image of 3 * 32 * 32 in a ResNet-18.
 _MEASURED_AT_ONCE = 1000
+_NUMBERS_AT_ONCE = 800_000
+# What changes a run's numbers without changing what is trained on what.
+_OPTIONS = ("channels_last", "autocast", "compiled")
 
 
 @final
@@ -33,6 +38,13 @@ class Task:
         loss_fn: ``loss_fn(model(inputs), targets)``, the mean loss over a batch.
         validation: as test. What is tuned is tuned on it.
         augment: ``augment(inputs, generator)`` on whole training batches (pairs of tensors only).
+        prepare: ``prepare(inputs)``, what a batch of inputs goes through on the device before the
+            model, after ``augment``, in training and in measuring: bytes to normalised floats.
+        channels_last: model and batches of images in that memory format.
+        autocast: bfloat16 where `torch.autocast` allows it, in the forward pass and the loss of
+            training steps; weights, gradients and what is measured stay as they are.
+        compiled: training steps through `torch.compile`; batches of 2 samples or more share one
+            compilation. What is measured is not compiled.
         name, model_name: what files call the task and the model.
         device: where to train, "cpu" or "cuda:0".
         problem: the constants of the training loss from the model's start, where they are known
@@ -41,6 +53,9 @@ class Task:
     Raises:
         ValueError: data of another kind, empty or of unequal lengths, or ``augment`` with a
             Dataset, which would ignore it.
+
+    ``channels_last``, ``autocast`` and ``compiled`` change numbers in their last digits (autocast:
+    in the third): a run begun with others is not resumed.
 
     >>> import torch
     >>> from batchramp import Plan, Task, fit
@@ -66,6 +81,10 @@ class Task:
     model_name: str = "custom"
     device: str = "cpu"
     problem: Problem | None = None
+    prepare: Callable[[Any], Tensor] | None = None
+    channels_last: bool = False
+    autocast: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.model, nn.Module):
@@ -88,11 +107,54 @@ class Task:
             )
         if not isinstance(self.device, str):
             raise ValueError(f"device must be a string such as 'cuda:0', got {self.device!r}")
+        if self.prepare is not None and not callable(self.prepare):
+            raise ValueError(f"prepare must be callable, got {type(self.prepare).__name__}")
+        for name in _OPTIONS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     @property
     def n(self) -> int:
         """Training samples."""
         return len(self.train[0]) if isinstance(self.train, tuple) else len(self.train)  # type: ignore[arg-type]
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Those of channels_last, autocast and compiled that are on; see `batchramp.store`."""
+        return {name: True for name in _OPTIONS if getattr(self, name)}
+
+    def make(self) -> nn.Module:
+        """A new model, on its device and in its memory format."""
+        model = self.model().to(self.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def for_training(self, model: nn.Module) -> nn.Module:
+        """What to call, and to put in train mode, in training steps; the parameters are shared."""
+        return torch.compile(model) if self.compiled else model  # type: ignore[return-value]
+
+    def loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+        """The loss that a training step lowers.
+
+        Args:
+            model: from `for_training`.
+            inputs, targets: as `batches` yields them.
+        """
+        inputs, targets = self._prepared(inputs), targets.to(self.device)
+        if self.compiled and len(inputs) > 1:  # torch compiles for 1 apart, whatever it is told
+            torch._dynamo.mark_dynamic(inputs, 0)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16) if self.autocast else nullcontext():
+            return self.loss_fn(model(inputs), targets)
+
+    def _prepared(self, inputs: Any) -> Any:
+        inputs = inputs.to(self.device)
+        if self.prepare is not None:
+            inputs = self.prepare(inputs)
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
 
     def batches(self, sampler: ScheduledBatchSampler) -> Iterable[Any]:
         """The training batches that ``sampler`` decides."""
@@ -101,19 +163,21 @@ class Task:
         return DataLoader(self.train, batch_sampler=sampler)
 
     def in_order(self, part: str) -> Iterable[tuple[Tensor, Tensor]] | None:
-        """All of "train", "validation" or "test", clean and unshuffled; None if there is none."""
+        """All of "train", "validation" or "test", clean, unshuffled and prepared; None if none."""
         if part not in ("train", "validation", "test"):
             raise ValueError(f"part must be train, validation or test, got {part!r}")
         data: Data | None = getattr(self, part)
         if data is None:
             return None
         if isinstance(data, tuple):
-            batches = zip(*(tensor.split(_MEASURED_AT_ONCE) for tensor in data), strict=True)
+            numbers = max(1, data[0][0].numel())
+            at_once = min(_MEASURED_AT_ONCE, max(1, _NUMBERS_AT_ONCE // numbers))
+            batches = zip(*(tensor.split(at_once) for tensor in data), strict=True)
         else:
             # With its own generator: a loader else draws from torch's, and measuring must not.
             own = torch.Generator()
             batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE, generator=own))
-        return ((inputs.to(self.device), targets.to(self.device)) for inputs, targets in batches)
+        return ((self._prepared(inputs), targets.to(self.device)) for inputs, targets in batches)
 
     def measure(
         self,

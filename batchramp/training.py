@@ -76,8 +76,8 @@ def fit(
         fields: see `ParamScheduler`.
         on_epoch: called with each new row.
         out: a folder for the run's file, rows and checkpoint; see `batchramp.store`.
-            The run in it is this one if plan, seed, optimizer and the names of task and model are:
-            give a Task another name when its data or its loss change.
+            The run in it is this one if plan, seed, optimizer, the task's options and the names of
+            task and model are: give a Task another name when its data or its loss change.
         resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
             machine, threads and versions); False refuses a folder that holds a run.
         constants: also measure, after every epoch, the largest loss, gradient norm and secant
@@ -98,6 +98,7 @@ def fit(
         optimizer=optimizer,
         plan=plan,
         seed=seed,
+        options=task.options,
         label=label,
         panel=panel,
         experiment=experiment,
@@ -108,7 +109,8 @@ def fit(
         devices = [task.device] if task.device.startswith("cuda") else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
         torch.manual_seed(seed)
-        model = task.model().to(task.device)
+        model = task.make()
+        network = task.for_training(model)
         sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
         loader = task.batches(sampler)
         scheduler = scheduled(optimizer, model.parameters(), plan, fields)
@@ -133,7 +135,7 @@ def fit(
 
         while at.status == "running":
             before = _copied(model) if constants else None
-            values = _train_epoch(task, model, loader, scheduler, at)
+            values = _train_epoch(task, network, loader, scheduler, at)
             measured = store.finite(task.measure(model, constants=constants, previous=before))
             least = _least([initial, *rows, measured])
             row = {
@@ -173,17 +175,17 @@ class _Progress:
 
 
 def _train_epoch(
-    task: Task, model: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: _Progress
+    task: Task, network: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: _Progress
 ) -> Values:
     """One pass over the data. Returns what was planned at its end."""
-    plan, optimizer, device = scheduler.plan, scheduler.optimizer, task.device
-    model.train()
+    plan, optimizer = scheduler.plan, scheduler.optimizer
+    network.train()
     started = time.perf_counter()
     for inputs, targets in loader:
         tick = plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples)
         if tick != scheduler.last_epoch:
             scheduler.set_epoch(tick)
-        loss = task.loss_fn(model(inputs.to(device)), targets.to(device))
+        loss = task.loss(network, inputs, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,8 +194,8 @@ def _train_epoch(
         if at.steps % _STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
             at.status = "diverged"
             break
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    if task.device.startswith("cuda"):
+        torch.cuda.synchronize(task.device)
     at.seconds += time.perf_counter() - started
     return plan.at(scheduler.last_epoch)
 
