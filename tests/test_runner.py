@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from batchramp import QHM, Plan, store
 from batchramp import schedules as s
-from batchramp.experiments import Outcome, Run, run_all, tasks
+from batchramp.experiments import Outcome, Run, run_all, runner, tasks
 from batchramp.training import fit
 
 PLAN = Plan(epochs=3, batch_size=s.Exponential(32, factor=2, every=1), lr=0.05, beta=0.9, gamma=0.7)
@@ -152,43 +153,219 @@ from batchramp import Plan
 from batchramp.experiments import Run, run_all
 
 if __name__ == "__main__":
+    vectorise = sys.argv[2] == "together"
     plan = Plan(epochs=6, batch_size=16, lr=0.01, beta=0.9, gamma=0.7)
-    runs = [Run("x", plan, "quadratic", seed) for seed in range(5)]
-    seen = []
+    runs = [Run(f"x {seed % 4}", plan, "quadratic", seed) for seed in range(12)]
     print("ready", flush=True)
     sys.stdin.readline()
-    outcome = run_all(runs, Path(sys.argv[1]), jobs=2,
-                      on_row=lambda run, row: seen.append((run.seed, row["epoch"])))
-    print(json.dumps({"statuses": outcome.statuses, "seen": seen}))
+    outcome = run_all(runs, Path(sys.argv[1]), jobs=2, vectorise=vectorise,
+                      on_row=lambda run, row: print(run.seed, row["epoch"], flush=True))
+    print(json.dumps(outcome.statuses), flush=True)
+"""
+
+
+def started(script: Path, *arguments: Any) -> "subprocess.Popen[str]":
+    """A runner that waits for a line."""
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def trained(said: str) -> list[tuple[int, int]]:
+    pairs = [line.split() for line in said.splitlines() if not line.startswith("[")]
+    return [(int(pair[0]), int(pair[1])) for pair in pairs if len(pair) == 2]
+
+
+EVERY_EPOCH = [(seed, epoch) for seed in range(12) for epoch in range(6)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["apart", "together"])
+def test_two_runners_on_one_folder_never_run_a_run_twice(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    runners = [started(script, tmp_path / "runs", how) for _ in range(2)]
+    for process in runners:  # start together
+        go(process)
+    said = [process.communicate()[0] for process in runners]
+    assert [json.loads(text.splitlines()[-1]) for text in said] == [["finished"] * 12] * 2
+    assert sorted(pair for text in said for pair in trained(text)) == EVERY_EPOCH
+    for record in store.read_all(tmp_path / "runs"):
+        assert [row["epoch"] for row in record.rows] == list(range(6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["apart", "together"])
+def test_a_killed_runner_s_runs_are_the_other_s_and_the_same_command_continues(
+    how: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    killed, other = (started(script, tmp_path / "runs", how) for _ in range(2))
+    go(killed)
+    assert killed.stdout is not None
+    first = [killed.stdout.readline() for _ in range(3)]  # in the middle of its work
+    go(other)
+    killed.kill()
+    said = "".join(first) + killed.communicate()[0]
+    rest = other.communicate()[0]
+    assert json.loads(rest.splitlines()[-1]) == ["finished"] * 12
+    both = [*trained(said), *trained(rest)]
+    # What its children wrote after it was killed, nobody was told; nothing came twice.
+    assert len(set(both)) == len(both)
+    assert 3 <= len(trained(said)) < len(EVERY_EPOCH)
+    again = started(script, tmp_path / "runs", how)
+    go(again)
+    last = again.communicate()[0]
+    assert trained(last) == []
+    assert json.loads(last.splitlines()[-1]) == ["finished"] * 12
+    for record in store.read_all(tmp_path / "runs"):
+        assert [row["epoch"] for row in record.rows] == list(range(6))
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train_loss"] for row in store.read(folder).rows]
+
+
+def grid(count: int, **changes: Any) -> list[Run]:
+    """Runs that can be trained together: they differ in lr."""
+    plans = [replace(PLAN, lr=0.01 * (i + 1)) for i in range(count)]
+    return [runs(f"lr {i}", plan=plan, **changes)[0] for i, plan in enumerate(plans)]
+
+
+def test_runs_are_trained_together_and_end_as_they_do_alone(tmp_path: Path) -> None:
+    given = [*grid(3), *runs("alone", optimizer="SGD", fields=(("beta", "momentum"),),
+                             plan=Plan(epochs=2, batch_size=32, lr=0.05, beta=0.5))]  # fmt: skip
+    started: list[list[str]] = []
+    seen: list[tuple[str, int]] = []
+    ends: list[str] = []
+    outcome = run_all(
+        given, tmp_path / "together", jobs=1, vectorise=True,
+        on_start=lambda group: started.append([run.label for run in group]),
+        on_row=lambda run, row: seen.append((run.label, row["epoch"])),
+        on_end=lambda run, status: ends.append(run.label),
+    )  # fmt: skip
+    assert outcome == Outcome(("finished",) * 4, ())
+    assert started == [["lr 0", "lr 1", "lr 2"], ["alone"]]  # the most work first
+    assert sorted(seen) == [
+        *(("alone", epoch) for epoch in range(2)),
+        *((f"lr {i}", epoch) for i in range(3) for epoch in range(3)),
+    ]
+    assert sorted(ends) == ["alone", "lr 0", "lr 1", "lr 2"]
+    run_all(given, tmp_path / "apart", jobs=1)
+    for run in given:
+        together, apart = (losses(tmp_path / where / run.folder) for where in ("together", "apart"))
+        assert together == pytest.approx(apart, rel=1e-5)  # float32, summed in another order
+    assert run_all(given, tmp_path / "together", vectorise=True) == outcome  # nothing is trained
+
+
+def test_one_bad_member_takes_none_with_it(tmp_path: Path) -> None:
+    given = grid(3)
+    run_all(given, tmp_path, vectorise=True)
+    bad = tmp_path / given[1].folder
+    for run in given:
+        store.finish(tmp_path / run.folder, "running")
+    (bad / "checkpoint.pt").write_bytes(b"garbage")
+    warned: list[str] = []
+    outcome = run_all(given, tmp_path, vectorise=True, on_warning=warned.append)
+    assert outcome.statuses == ("finished", "failed", "finished")
+    ((failed, error),) = outcome.errors
+    assert failed == given[1]
+    assert "checkpoint.pt is damaged" in error
+    (line,) = warned
+    assert line.startswith("3 labels / seed 0: 3 runs failed together and are repeated one by one")
+    assert store.read(bad).status == "failed"
+
+
+def test_a_member_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
+    given = grid(3)
+    held = store.lock(tmp_path / given[1].folder)
+    held.__enter__()
+    started: list[list[str]] = []
+
+    def on_end(run: Run, status: str) -> None:
+        if run == given[2]:
+            held.__exit__(None, None, None)
+
+    outcome = run_all(
+        given, tmp_path, vectorise=True, on_end=on_end,
+        on_start=lambda group: started.append([run.label for run in group]),
+    )  # fmt: skip
+    assert outcome.statuses == ("finished",) * 3
+    assert started == [["lr 0", "lr 2"], ["lr 1"]]
+
+
+def test_groups_are_split_for_every_job_and_the_most_work_is_first() -> None:
+    many = grid(16)
+    long = runs("long", plan=replace(PLAN, epochs=99, batch_size=8))
+    assert [len(group) for group in runner._groups([*many, *long], True, 1)] == [1, 16]
+    assert [len(group) for group in runner._groups([*many, *long], True, 3)] == [1, 8, 8]
+    assert [len(group) for group in runner._groups(grid(7), True, 2)] == [7]
+    assert [len(group) for group in runner._groups([*many, *long], False, 2)] == [1] * 17
+    assert runner._groups([], True, 2) == []
+
+
+def test_what_a_run_asks_of_its_task_reaches_it(tmp_path: Path) -> None:
+    (run,) = runs("a", autocast=True, plan=Plan(epochs=1, batch_size=64, lr=0.01, beta=0, gamma=0))
+    assert run_all([run], tmp_path).statuses == ("finished",)
+    assert store.read(tmp_path / run.folder).options == {"autocast": True}
+    with pytest.raises(ValueError, match="options differs"):
+        run_all([replace(run, autocast=False)], tmp_path)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from batchramp import Plan
+from batchramp.experiments import Run, run_all
+
+if __name__ == "__main__":
+    plan = Plan(epochs=60, batch_size=64, lr=0.01, beta=0.9, gamma=0.7)
+    runs = [Run(label, plan, "quadratic", 0) for label in ("a", "b")]
+    if len(sys.argv) > 2:  # a disk that takes no file of more bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    outcome = run_all(runs, Path(sys.argv[1]))
+    print(*outcome.statuses, *(error for _, error in outcome.errors), sep="\\n")
 """
 
 
 @pytest.mark.slow
-def test_two_runners_on_one_folder_never_run_a_run_twice(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    runners = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "runs")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for runner in runners:  # start together
-        assert runner.stdout is not None
-        assert runner.stdout.readline() == "ready\n"
-    for runner in runners:
-        assert runner.stdin is not None
-        runner.stdin.write("go\n")
-        runner.stdin.flush()
-    results = [json.loads(runner.communicate()[0]) for runner in runners]
-    assert [result["statuses"] for result in results] == [["finished"] * 5] * 2
-    trained = [tuple(at) for result in results for at in result["seen"]]
-    assert sorted(trained) == [(seed, epoch) for seed in range(5) for epoch in range(6)]
-    for seed in range(5):
-        path = tmp_path / "runs" / "x" / f"seed-{seed}" / "epochs.jsonl"
-        lines = path.read_text().splitlines()
-        assert [json.loads(line)["epoch"] for line in lines] == list(range(6))
+def test_what_a_full_disk_stops_is_recorded_and_goes_on(tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(FULL_DISK)
+
+    def call(*arguments: Any) -> list[str]:
+        command = [sys.executable, str(script), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    run_folder = Path("a") / "seed-0"
+    assert call(tmp_path / "whole") == ["finished", "finished"]
+    whole = tmp_path / "whole" / run_folder
+    size = {path.name: path.stat().st_size for path in whole.iterdir()}
+    # Enough for a checkpoint and for some rows, not for all of them.
+    limit = size["epochs.jsonl"] * 2 // 3
+    assert size["run.json"] < limit
+    assert size["checkpoint.pt"] < limit
+    said = call(tmp_path / "full", limit)
+    assert said[:2] == ["failed", "failed"]
+    assert all(line.startswith("OSError: [Errno 27]") for line in said[2:])
+    record = store.read(tmp_path / "full" / run_folder)
+    assert record.status == "failed"
+    assert 0 < len(record.rows) < 60
+    assert call(tmp_path / "full") == ["finished", "finished"]
+    assert rows(tmp_path / "full" / run_folder) == rows(whole)
 
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
@@ -223,6 +400,8 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path) -> None
         (runs("a", optimizer="SGD", options=(("momentum", -1),)), {}, "SGD.*momentum=-1"),
         (runs("a", options=(("weight_decay", float("nan")),)), {}, "weight_decay=nan"),
         (runs("a", options=(("weight_decay", "much"),)), {}, "weight_decay='much'"),
+        (runs("a", device="tpu"), {}, "device must be cpu or cuda, as in cuda:0, got 'tpu'"),
+        (runs("a", device="cuda:99"), {}, "device must be cpu or one that torch sees .*cuda:99"),
     ],
 )  # fmt: skip
 def test_a_wrong_experiment_is_refused_before_anything_is_written(

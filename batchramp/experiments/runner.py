@@ -2,9 +2,13 @@
 
 A run's folder is the queue's memory: finished runs are not run again, interrupted ones go on from
 their last epoch, and a lock on the folder keeps two runners from the same run.
+
+What a process is given is a group: one run, or several that are trained together as one program. A
+group that fails as a whole is repeated run by run.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import multiprocessing
@@ -13,18 +17,33 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from batchramp import store
-from batchramp.experiments.recipes import Run
+from batchramp.experiments.run import Run
 
-__all__ = ["Outcome", "default_jobs", "run_all"]
+__all__ = ["Outcome", "default_jobs", "run_all", "train"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+# Fewer in one program gain less from each other than a second core gives.
+_LEAST_TO_SPLIT = 8
+_TASK_OPTIONS = ("channels_last", "autocast", "compiled")
+# A server that has imported these forks a child in milliseconds: torch._dynamo alone, which a
+# process's first optimizer imports, takes a second.
+_PRELOADED = [
+    "batchramp.training",
+    "batchramp.experiments.runner",
+    "batchramp.data",
+    "batchramp.models",
+    "torch._dynamo",
+]
+
+Group = tuple[Run, ...]
 
 
 @final
@@ -41,6 +60,30 @@ class Outcome:
     errors: tuple[tuple[Run, str], ...]
 
 
+class Workers(Protocol):
+    """Where groups are trained: processes of this machine or of others."""
+
+    def free(self) -> bool:
+        """Whether another group can be started."""
+        ...
+
+    def start(self, group: Group) -> None:
+        """Hands a group out."""
+        ...
+
+    def active(self) -> bool:
+        """Whether a group is being trained."""
+        ...
+
+    def receive(self, seconds: float) -> Iterable[tuple[Group, str, Any]]:
+        """What came within ``seconds``: what `train` sends, with its group."""
+        ...
+
+    def stop(self) -> None:
+        """Ends what is active."""
+        ...
+
+
 def default_jobs() -> int:
     """As many as this process may use cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -51,94 +94,155 @@ def run_all(
     out: Path,
     *,
     jobs: int | None = None,
+    vectorise: bool = False,
+    ray: str | None = None,
+    trackers: Sequence[Any] = (),
     on_row: Callable[[Run, dict[str, Any]], None] | None = None,
     on_end: Callable[[Run, str], None] | None = None,
+    on_start: Callable[[Sequence[Run]], None] | None = None,
+    on_warning: Callable[[str], None] = warnings.warn,
 ) -> Outcome:
     """Runs all runs below ``out`` that are not finished there, the longest first.
 
     Args:
         runs: with different folders.
         out: each run's folder is ``out / run.folder``.
-        jobs: processes at a time, each with one torch thread; None for the cores at hand.
+        jobs: processes at a time, each with one torch thread; None for 1, or with ``ray`` for the
+            cluster's cores.
+        vectorise: train runs together that can be (`batchramp.experiments.vectorised`).
+        ray: address of a Ray cluster whose machines share ``out``; None for this machine.
+        trackers: names of `batchramp.experiments.trackers.TRACKERS`, or objects with their methods.
         on_row: called with each epoch's row as it comes.
         on_end: called with each run's status, those finished before included.
+        on_start: called with the runs of each group that is handed to a process.
+        on_warning: called with a line on what went wrong without losing a run.
 
     Returns:
         How they ended. A run that fails is recorded with its error, and the rest go on.
 
     Raises:
         ValueError: jobs below 1, two runs of one folder, an optimizer that does not fit its plan or
-            its options, or a folder that holds another run: before anything is started.
+            its options, a folder that holds another run, or a device, cluster or tracker that
+            cannot be had: before anything is started.
     """
-    jobs = default_jobs() if jobs is None else jobs
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise ValueError(f"jobs must be an integer >= 1, got {jobs!r}")
     folders = [run.folder for run in runs]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise ValueError(f"runs must have different folders, got {twice} twice: give them labels")
     out = Path(out)
-    for kind in {(run.plan, run.optimizer, run.options): run for run in runs}.values():
+    kinds = {(run.plan, run.optimizer, run.options, run.fields): run for run in runs}
+    for kind in kinds.values():
         _check_optimizer(kind)
+    for device in {run.device for run in runs}:
+        _check_device(device, here=ray is None)
     statuses = {run: _status(run, out) for run in runs}
-    out.mkdir(parents=True, exist_ok=True)
-
-    def end(run: Run, status: str) -> None:
-        statuses[run] = status
-        if on_end is not None:
-            on_end(run, status)
-
-    for run, status in statuses.items():
-        if status in store.ENDED:
-            end(run, status)
-    waiting = [run for run in runs if statuses[run] not in store.ENDED]
-    waiting.sort(key=_work, reverse=True)
     errors: list[tuple[Run, str]] = []
-    context = _context()
-    active: dict[Connection, tuple[Run, Any]] = {}
-    try:
-        while waiting or active:
-            for run in list(waiting):
-                if len(active) == jobs:
+    waiting = _groups(
+        [run for run in runs if statuses[run] not in store.ENDED], vectorise, jobs or 1
+    )
+    with contextlib.ExitStack() as stack:
+        sinks = _Sinks(trackers, out, on_warning)
+        stack.callback(sinks.close)
+        workers: Workers
+        if ray is None:
+            workers = _Processes(jobs or 1, out)
+        else:
+            from batchramp.experiments.cluster import Cluster
+
+            workers = Cluster(ray, jobs, out)
+        stack.callback(workers.stop)
+        out.mkdir(parents=True, exist_ok=True)
+
+        def end(run: Run, status: str) -> None:
+            statuses[run] = status
+            sinks.end(run, status)
+            if on_end is not None:
+                on_end(run, status)
+
+        for run, status in statuses.items():
+            if status in store.ENDED:
+                end(run, status)
+        while waiting or workers.active():
+            for group in list(waiting):
+                if not workers.free():
                     break
-                if _taken(out / run.folder):
-                    continue
-                waiting.remove(run)
-                if (status := _status(run, out)) in store.ENDED:  # by another runner, meanwhile
-                    end(run, status)
-                    continue
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(run, out / run.folder, theirs))
-                process.start()
-                theirs.close()
-                active[ours] = (run, process)
-            if not active:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)  # all that is left is taken by another runner
+                waiting.remove(group)
+                taken = tuple(run for run in group if _taken(out / run.folder))
+                if taken:
+                    waiting.append(taken)
+                ready = []
+                for run in group:
+                    if run in taken:
+                        continue
+                    if (status := _status(run, out)) in store.ENDED:  # by another runner, meanwhile
+                        end(run, status)
+                    else:
+                        ready.append(run)
+                if ready:
+                    if on_start is not None:
+                        on_start(ready)
+                    workers.start(tuple(ready))
+            if not workers.active():
+                if waiting:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)  # another runner has taken all that is left
                 continue
-            for ready in wait(list(active), timeout=_SECONDS_BETWEEN_LOOKS):
-                assert isinstance(ready, Connection)
-                run, process = active[ready]
-                kind, value = _receive(ready, process)
+            for group, kind, value in workers.receive(_SECONDS_BETWEEN_LOOKS):
                 if kind == "row":
+                    index, row = value
+                    sinks.row(group[index], row)
                     if on_row is not None:
-                        on_row(run, value)
-                    continue
-                del active[ready]
-                ready.close()
-                process.join()
-                if kind == "taken":
-                    waiting.append(run)
-                    continue
-                if kind == "failed":
-                    _record_failure(run, out / run.folder, value)
-                    errors.append((run, value))
-                end(run, "failed" if kind == "failed" else value)
-    finally:
-        for _, process in active.values():
-            process.terminate()
-        for _, process in active.values():
-            process.join()
+                        on_row(group[index], row)
+                elif kind == "taken":
+                    waiting.append(group)
+                elif kind == "ended":
+                    for run, status in zip(group, value, strict=True):
+                        if status in store.ENDED:
+                            end(run, status)
+                            continue
+                        if status == "failed":
+                            on_warning(f"{run.title} failed among others and is repeated alone")
+                        waiting.append((run,))  # what another runner had taken, too
+                elif len(group) == 1:
+                    _record_failure(group[0], out / group[0].folder, value)
+                    errors.append((group[0], value))
+                    end(group[0], "failed")
+                else:
+                    on_warning(
+                        f"{title(group)} failed together and are repeated one by one: {value}"
+                    )
+                    waiting.extend((run,) for run in group)
     return Outcome(tuple(statuses[run] for run in runs), tuple(errors))
+
+
+def title(group: Sequence[Run]) -> str:
+    """For people: a run's title, or what the runs of a group have in common."""
+    if len(group) == 1:
+        return group[0].title
+    parts = []
+    for name in ("panel", "label", "seed"):
+        values = list(dict.fromkeys(getattr(run, name) for run in group))
+        if len(values) > 1:
+            parts.append(f"{len(values)} {name}s")
+        elif values[0] != "":
+            parts.append(f"seed {values[0]}" if name == "seed" else values[0])
+    return f"{' / '.join(parts)}: {len(group)} runs"
+
+
+def _groups(runs: Sequence[Run], vectorise: bool, jobs: int) -> list[Group]:
+    """What is handed out as one, the most work first, and enough for all jobs if possible."""
+    if vectorise:
+        from batchramp.experiments import vectorised
+
+        groups = [tuple(group) for group in vectorised.together(runs)]
+        while 0 < len(groups) < jobs and len(largest := max(groups, key=len)) >= _LEAST_TO_SPLIT:
+            groups.remove(largest)
+            middle = len(largest) // 2
+            groups += [largest[:middle], largest[middle:]]
+    else:
+        groups = [(run,) for run in runs]
+    return sorted(groups, key=lambda group: sum(map(_work, group)), reverse=True)
 
 
 def _work(run: Run) -> int:
@@ -161,12 +265,156 @@ def _taken(folder: Path) -> bool:
         return True
 
 
+@final
+class _Sinks:
+    """The trackers that have not failed: none of them can lose a run."""
+
+    def __init__(self, trackers: Sequence[Any], out: Path, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._open: list[Any] = []
+        if trackers:
+            from batchramp.experiments.trackers import tracker
+
+            self._open = [tracker(t, out) if isinstance(t, str) else t for t in trackers]
+
+    def row(self, run: Run, row: dict[str, Any]) -> None:
+        self._each("row", run, row)
+
+    def end(self, run: Run, status: str) -> None:
+        self._each("end", run, status)
+
+    def close(self) -> None:
+        self._each("close")
+
+    def _each(self, verb: str, *values: Any) -> None:
+        for sink in list(self._open):
+            try:
+                getattr(sink, verb)(*values)
+            except Exception as error:  # whatever it is, it is not the run's
+                self._open.remove(sink)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self._warn(f"tracker {type(sink).__name__} is dropped: {reason}")
+
+
+@final
+class _Processes:
+    """Workers of this machine, each a process that is forked from a server and ends by itself."""
+
+    def __init__(self, jobs: int, out: Path) -> None:
+        self._jobs, self._out = jobs, out
+        self._context = _context()
+        self._active: dict[Connection, tuple[Group, Any]] = {}
+
+    def free(self) -> bool:
+        return len(self._active) < self._jobs
+
+    def active(self) -> bool:
+        return bool(self._active)
+
+    def start(self, group: Group) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        given = (group, self._out, theirs, os.environ.get("BATCHRAMP_DATA"))
+        process = self._context.Process(target=_child, args=given)
+        process.start()
+        theirs.close()
+        self._active[ours] = (group, process)
+
+    def receive(self, seconds: float) -> Iterable[tuple[Group, str, Any]]:
+        for ready in wait(list(self._active), timeout=seconds):
+            assert isinstance(ready, Connection)
+            group, process = self._active[ready]
+            kind, value = _receive(ready, process)
+            if kind != "row":
+                del self._active[ready]
+                ready.close()
+                process.join()
+            yield group, kind, value
+
+    def stop(self) -> None:
+        for _, process in self._active.values():
+            process.terminate()
+        for _, process in self._active.values():
+            process.join()
+
+
+@final
+class _Sinks:
+    """The trackers that have not failed: none of them can lose a run."""
+
+    def __init__(self, trackers: Sequence[Any], out: Path, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._open: list[Any] = []
+        if trackers:
+            from batchramp.experiments.trackers import tracker
+
+            self._open = [tracker(t, out) if isinstance(t, str) else t for t in trackers]
+
+    def row(self, run: Run, row: dict[str, Any]) -> None:
+        self._each("row", run, row)
+
+    def end(self, run: Run, status: str) -> None:
+        self._each("end", run, status)
+
+    def close(self) -> None:
+        self._each("close")
+
+    def _each(self, verb: str, *values: Any) -> None:
+        for sink in list(self._open):
+            try:
+                getattr(sink, verb)(*values)
+            except Exception as error:  # whatever it is, it is not the run's
+                self._open.remove(sink)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self._warn(f"tracker {type(sink).__name__} is dropped: {reason}")
+
+
+@final
+class _Processes:
+    """Workers of this machine, each a process that is forked from a server and ends by itself."""
+
+    def __init__(self, jobs: int, out: Path) -> None:
+        self._jobs, self._out = jobs, out
+        self._context = _context()
+        self._active: dict[Connection, tuple[Group, Any]] = {}
+
+    def free(self) -> bool:
+        return len(self._active) < self._jobs
+
+    def active(self) -> bool:
+        return bool(self._active)
+
+    def start(self, group: Group) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        given = (group, self._out, theirs, os.environ.get("BATCHRAMP_DATA"))
+        process = self._context.Process(target=_child, args=given)
+        process.start()
+        theirs.close()
+        self._active[ours] = (group, process)
+
+    def receive(self, seconds: float) -> Iterable[tuple[Group, str, Any]]:
+        for ready in wait(list(self._active), timeout=seconds):
+            assert isinstance(ready, Connection)
+            group, process = self._active[ready]
+            kind, value = _receive(ready, process)
+            if kind != "row":
+                del self._active[ready]
+                ready.close()
+                process.join()
+            yield group, kind, value
+
+    def stop(self) -> None:
+        for _, process in self._active.values():
+            process.terminate()
+        for _, process in self._active.values():
+            process.join()
+
+
 def _context() -> Any:
     """Children that are forked from a server which has imported torch but run nothing."""
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["batchramp.training", "batchramp.experiments.runner"])
+    context.set_forkserver_preload(_PRELOADED)
     if threading.current_thread() is threading.main_thread():
         from multiprocessing import forkserver
 
@@ -188,32 +436,71 @@ def _receive(connection: Connection, process: Any) -> tuple[str, Any]:
         return "failed", f"its process ended without a word, with exit code {process.exitcode}"
 
 
-def _child(run: Run, folder: Path, connection: Connection) -> None:
+def _child(group: Group, out: Path, connection: Connection, data: str | None) -> None:
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # told to stop, nobody to tell
+        train(group, out, connection.send, data)
+
+
+def train(
+    group: Group, out: Path, send: Callable[[tuple[str, Any]], Any], data: str | None = None
+) -> None:
+    """What a process does with a group: trains it with one thread and sends how it goes.
+
+    Args:
+        group: one run, or several that `vectorised.together` put together.
+        out: each run's folder is ``out / run.folder``.
+        send: called with ("row", (index of the run, its row)) and at last with ("ended", statuses),
+            ("taken", None) if another process trains in the folder, or ("failed", error). In a
+            group, statuses may be "failed" or "taken".
+        data: the folder of data sets; None where the process itself knows it.
+    """
     try:
         import torch
 
-        from batchramp.experiments import tasks
         from batchramp.training import fit
 
+        if data is not None:
+            os.environ["BATCHRAMP_DATA"] = data
         # More would wait for each other: OpenMP's barrier spins, and other runs need the core.
         torch.set_num_threads(1)
-        result = fit(
-            tasks.load(run.task, run.model),
-            run.plan,
-            seed=run.seed,
-            optimizer=_optimizer(run),
-            on_epoch=lambda row: connection.send(("row", row)),
-            out=folder,
-            constants=run.constants,
-            **_names(run),
-        )
-        connection.send(("ended", result.status))
+        run, task = group[0], _task(group[0])
+        if len(group) == 1:
+            result = fit(
+                task,
+                run.plan,
+                seed=run.seed,
+                optimizer=_optimizer(run),
+                fields=dict(run.fields),
+                on_epoch=lambda row: send(("row", (0, row))),
+                out=out / run.folder,
+                constants=run.constants,
+                **_names(run),
+            )
+            statuses: tuple[str, ...] = (result.status,)
+        else:
+            from batchramp.experiments.vectorised import Member, train_together
+
+            members = [
+                Member(plan=run.plan, seed=run.seed, out=out / run.folder, **_names(run))
+                for run in group
+            ]
+            statuses = train_together(
+                task, members, on_row=lambda index, row: send(("row", (index, row)))
+            )
+        send(("ended", statuses))
     except BlockingIOError:
-        connection.send(("taken", None))
-    except (KeyboardInterrupt, BrokenPipeError):
-        pass  # told to stop, or nobody is left to tell
-    except Exception as error:  # whatever it is, it is this run's and goes into its record
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        send(("taken", None))
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # whatever it is, it is this group's and goes into its record
+        send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _task(run: Run) -> Any:
+    from batchramp.experiments import tasks
+
+    options = {name: getattr(run, name) for name in ("device", *_TASK_OPTIONS)}
+    return dataclasses.replace(tasks.load(run.task, run.model), **options)
 
 
 def _optimizer(run: Run) -> Callable[..., Any]:
@@ -239,7 +526,21 @@ def _check_optimizer(run: Run) -> None:
                 f"optimizer.{name} is not an option of {run.optimizer}: allowed are "
                 f"{', '.join(allowed)}"
             )
-    scheduled(make, [torch.zeros(1, requires_grad=True)], run.plan)
+    scheduled(make, [torch.zeros(1, requires_grad=True)], run.plan, dict(run.fields))
+
+
+def _check_device(device: str, *, here: bool) -> None:
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in device and not index.isdecimal()):
+        raise ValueError(f"device must be cpu or cuda, as in cuda:0, got {device!r}")
+    if kind == "cuda" and here:
+        import torch
+
+        if int(index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device must be cpu or one that torch sees ({torch.cuda.device_count()} of cuda), "
+                f"got {device!r}"
+            )
 
 
 def _names(run: Run) -> dict[str, Any]:
@@ -253,6 +554,7 @@ def _identity(run: Run) -> dict[str, Any]:
         optimizer=_optimizer(run),
         plan=run.plan,
         seed=run.seed,
+        options={name: True for name in _TASK_OPTIONS if getattr(run, name)},
         **_names(run),
     )
 
