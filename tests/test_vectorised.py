@@ -1,5 +1,6 @@
 """Runs trained together: the numbers, files and endings of each one's own `fit`."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from batchramp import Plan, store
 from batchramp import schedules as s
+from batchramp.experiments import vectorised
 from batchramp.experiments.vectorised import Member, obstacle, train_together
 from batchramp.models import MLP, SmallCNN
 from batchramp.task import Task
@@ -103,7 +105,11 @@ def random_flips(inputs: Tensor, generator: torch.Generator) -> Tensor:
         ),
     ],
 )
-def test_rows_are_those_of_each_alone(task: Task, members: list[Member]) -> None:
+@pytest.mark.parametrize("worth", [1, math.inf], ids=["traced", "untraced"])
+def test_rows_are_those_of_each_alone(
+    task: Task, members: list[Member], worth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectorised, "_WORTH_TRACING", worth)
     statuses, rows = rows_of(task, members)
     for member, status, own in zip(members, statuses, rows, strict=True):
         alone = fit(task, member.plan, seed=member.seed)

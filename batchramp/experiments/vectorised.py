@@ -11,17 +11,22 @@ import functools
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.func import functional_call, grad_and_value, vmap
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from batchramp import store
 from batchramp.measure import evaluate
@@ -41,8 +46,14 @@ from batchramp.training import (
 if TYPE_CHECKING:
     from batchramp.experiments.recipes import Run
 
+aten = torch.ops.aten
+
 __all__ = ["Member", "obstacle", "together", "train_together"]
 
+# Tracing a step takes as long as is saved in about so many steps.
+_WORTH_TRACING = 100
+# Samples of one gather, over all seeds; see `TensorLoader`.
+_GATHER = 1024
 # Samples times members that are measured at a time: more and their activations leave the cache.
 _MEASURED_AT_ONCE = 2000
 # Parameters of all members that one core's caches serve best.
@@ -399,6 +410,9 @@ class _Stack:
         )
         for p, d in groups:
             self.optimizer.state[p] = {"momentum_buffer": d, "scale": 1.0}
+        self.data = [t.to(task.device) for t in task.train]
+        self.uses: Counter[int] = Counter()
+        self.traced: dict[int, _Traced] = {}
 
     # ------------------------------------------------------------------------------- training
 
@@ -408,19 +422,21 @@ class _Stack:
         plan, at, device = first.plan, first.at, task.device
         steps, samples = at.steps, at.samples
         stopped: dict[int, _Stopped] = {}
+        self.uses.update(first.sampler.sizes())
         started = time.perf_counter()
         self.model.train()
         for inputs, targets in self._batches():
             tick = plan.tick(epoch=at.epoch, step=steps, samples=samples)
             if tick != self.plans[0].last_epoch:
                 self._set_tick(tick)
-            losses = self._gradient(inputs, targets)
-            self.optimizer.step()
             steps += 1
             samples += targets.shape[1]
-            if steps % _STEPS_BETWEEN_CHECKS == 0 and not losses.isfinite().all():
+            losses = self._gradient(inputs, targets, steps % _STEPS_BETWEEN_CHECKS == 0)
+            self.optimizer.step()
+            if losses is not None and not losses.isfinite().all():
                 for r in (~losses.isfinite()).nonzero().flatten().tolist():
-                    stopped.setdefault(r, self._stop(r, steps, samples))
+                    if r not in stopped:
+                        stopped[r] = self._stop(r, steps, samples)
                 if len(stopped) == len(self.runs):
                     break
         if device.startswith("cuda"):
@@ -436,27 +452,76 @@ class _Stack:
             run.scheduler.set_epoch(stopped[r].tick if r in stopped else last)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each seed's batches, ``[seeds, b, ...]``, as its own `TensorLoader` gives them."""
+        """Each run's batches, ``[runs, b, ...]``."""
+        own = self._gathered() if self.task.augment is None else self._augmented()
+        for inputs, targets in own:
+            if len(self.seeds) == len(self.runs):
+                yield inputs, targets
+            elif len(self.seeds) == 1:
+                yield self._for_all(inputs), self._for_all(targets)
+            else:
+                yield inputs[self.of_seed], targets[self.of_seed]
+
+    def _for_all(self, batch: Tensor) -> Tensor:
+        return batch.expand(len(self.runs), *batch.shape[1:])
+
+    def _augmented(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each seed's batches, ``[seeds, b, ...]``, as its own loader gives them."""
         task = self.task
         loaders = [task.batches(run.sampler) for run in self.seeds]
         for batches in zip(*loaders, strict=True):
             inputs = torch.stack([_prepared(task, x.to(task.device)) for x, _ in batches])
             yield inputs, torch.stack([y.to(task.device) for _, y in batches])
 
+    def _gathered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same without augmentation: several batches of all seeds out of one gather."""
+        task, device = self.task, self.task.device
+        orders = np.stack([run.sampler.order() for run in self.seeds])
+        rooms: list[Tensor] | None = None
+        start = 0
+        for size, batches in groupby(self.seeds[0].sampler.sizes()):
+            count = len(list(batches))
+            at_once = max(1, _GATHER // (size * len(orders)))
+            for done in range(0, count, at_once):
+                k = min(at_once, count - done)
+                cut = orders[:, start : start + k * size].reshape(len(orders), k, size)
+                start += k * size
+                indices = torch.from_numpy(cut.swapaxes(0, 1).reshape(-1)).to(device)
+                # Into the same memory again: pages that the system must clear first cost more.
+                if rooms is None or len(indices) > len(rooms[0]):
+                    rooms = [t.new_empty(len(indices), *t.shape[1:]) for t in self.data]
+                inputs, targets = (
+                    torch.index_select(t, 0, indices, out=room[: len(indices)])
+                    for t, room in zip(self.data, rooms, strict=True)
+                )
+                if getattr(task, "prepare", None) is None:
+                    inputs = inputs.unflatten(0, (k, len(orders), size))
+                else:  # as it is called alone: on one batch of one seed
+                    own = [_prepared(task, x) for x in inputs.split(size)]
+                    inputs = torch.stack(own).unflatten(0, (k, len(orders)))
+                targets = targets.unflatten(0, (k, len(orders), size))
+                yield from zip(inputs, targets, strict=True)
+
     def _set_tick(self, tick: int) -> None:
         for group, scheduler in zip(self.optimizer.param_groups, self.plans, strict=True):
             scheduler.set_epoch(tick)
             group.update(_values(scheduler))
 
-    def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Leaves the gradients at a batch ``[seeds, b, ...]`` in ``g``; returns the losses."""
-        if len(self.seeds) < len(self.runs):
-            inputs, targets = inputs[self.of_seed], targets[self.of_seed]
-        of_all = vmap(grad_and_value(_loss(self.task, self.model)), randomness="error")
-        gradients, losses = of_all(self.parameters, self.rest, inputs, targets)
-        for name, gradient in gradients.items():
-            self.gradients[name].copy_(gradient)
-        return losses
+    def _gradient(self, inputs: Tensor, targets: Tensor, wanted: bool) -> Tensor | None:
+        """Leaves the gradients at a batch ``[runs, b, ...]`` in ``g``; returns losses if wanted."""
+        size = targets.shape[1]
+        step = self.traced.get(size)
+        if step is None:
+            of_all = vmap(grad_and_value(_loss(self.task, self.model)), randomness="error")
+            if self.uses[size] < _WORTH_TRACING:
+                gradients, losses = of_all(self.parameters, self.rest, inputs, targets)
+                for name, gradient in gradients.items():
+                    self.gradients[name].copy_(gradient)
+                return losses if wanted else None
+            step = _traced(of_all, self.parameters, self.rest, inputs, targets, self.gradients)
+            self.traced[size] = step
+        with torch.inference_mode():
+            return (step.with_losses if wanted else step.alone)(inputs, targets)
 
     def _stop(self, r: int, steps: int, samples: int) -> "_Stopped":
         """What run r is now: the others go on, and its row with them."""
@@ -563,6 +628,157 @@ class _Known(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return next(self.outputs)
+
+
+def _traced(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    gradients: Mapping[str, Tensor],
+) -> "_Traced":
+    """``function`` as the list of torch's calls that it makes, without those that do nothing.
+
+    Args:
+        function: ``function(parameters, rest, inputs, targets)`` returns gradients and losses.
+        parameters, rest: where they lie, to be read (and ``rest`` written) at every call.
+        inputs, targets: a batch, of the shape and strides that all batches will have.
+        gradients: where to write the gradients.
+
+    Returns:
+        Functions of inputs and targets that leave the gradients.
+    """
+    names = list(parameters), list(rest)
+    count = len(parameters)
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        own = dict(zip(names[0], tensors[:count], strict=True))
+        held = dict(zip(names[1], tensors[count:-2], strict=True))
+        found, losses = function(own, held, *tensors[-2:])
+        return [*(found[name] for name in names[0]), losses]
+
+    # Of copies: tracing runs what it traces, batch norms' running statistics included.
+    held = [t.clone() for t in rest.values()]
+    module = make_fx(flat)(*parameters.values(), *held, inputs, targets)
+    graph = module.graph
+    with torch.no_grad():
+        _Shapes(module).run(
+            *parameters.values(), *held, inputs, targets, enable_io_processing=False
+        )
+    if not any(_writes(node) for node in graph.nodes):
+        _simplify(module)
+    graph.eliminate_dead_code()
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    *found, losses = output.args[0]
+    into = []
+    with graph.inserting_before(places[0]):
+        into = [graph.placeholder(f"gradient_{i}") for i in range(count)]
+    for node, place, where in zip(found, into, gradients.values(), strict=True):
+        _write_into(graph, output, node, place, where)
+    given = (*gradients.values(), *parameters.values(), *rest.values())
+
+    def returning(value: Node | None) -> Callable[..., Any]:
+        output.args = (value,)
+        own = Graph()
+        own.output(own.graph_copy(graph, {}))
+        own.eliminate_dead_code()
+        return functools.partial(GraphModule(module, own).forward, *given)
+
+    return _Traced(returning(losses), returning(None))
+
+
+class _Traced(NamedTuple):
+    """A step's gradients, with the losses that few steps are asked for and without."""
+
+    with_losses: Callable[[Tensor, Tensor], Tensor]
+    alone: Callable[[Tensor, Tensor], None]
+
+
+class _Shapes(Interpreter):
+    """Notes the shape of every value in a graph, and the values that are always the same."""
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = value.shape if isinstance(value, Tensor) else None
+        if n.target in _CONSTANT:
+            n.meta["constant"] = value
+        return value
+
+
+_CONSTANT = (aten.scalar_tensor.default, aten.zeros_like.default, aten.ones_like.default)
+
+
+def _writes(node: Node) -> bool:
+    """Whether a node writes into what it is given."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    # Batch norms write their running statistics, and do not say so.
+    return node.target._schema.is_mutable or "batch_norm" in str(node.target)
+
+
+def _simplify(module: GraphModule) -> None:
+    """Leaves out calls that return what they are given, always the same, or what another has."""
+    graph = module.graph
+    known: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        same = _same_as(node)
+        if "constant" in node.meta:
+            name = f"constant_{node.name}"
+            module.register_buffer(name, node.meta["constant"])
+            with graph.inserting_before(node):
+                same = graph.get_attr(name)
+            same.meta["shape"] = node.meta["shape"]
+        if same is None:
+            key = (node.target, repr(node.args), repr(node.kwargs))
+            same = known.setdefault(key, node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _same_as(node: Node) -> Node | None:
+    """What a node returns unchanged, if it does."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node):
+        return None
+    if node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
+        return first if node.meta["shape"] == first.meta["shape"] else None
+    if node.target is aten.mul.Scalar:
+        return first if node.args[1] == 1 else None
+    if node.target is aten.transpose.int and first.target is aten.transpose.int:
+        rank = len(node.meta["shape"])
+        swaps = [{cast("int", dim) % rank for dim in each.args[1:]} for each in (node, first)]
+        before = first.args[0]
+        return before if swaps[0] == swaps[1] and isinstance(before, Node) else None
+    return None
+
+
+# What can write its result where it is told.
+_INTO: dict[Any, OpOverload] = {
+    aten.bmm.default: aten.bmm.out,
+    aten.sum.dim_IntList: aten.sum.IntList_out,
+}
+
+
+def _write_into(graph: Graph, output: Node, node: Node, place: Node, where: Tensor) -> None:
+    """Has ``node`` leave its value in ``place``, which is ``where``: computed there or copied."""
+    maker = node
+    while maker.target is aten.view.default and len(maker.users) == 1:
+        assert isinstance(maker.args[0], Node)
+        maker = maker.args[0]
+    only = len(maker.users) == 1 and where.dtype in (torch.float32, torch.float64)
+    if maker.target in _INTO and only:
+        shape = list(maker.meta["shape"])
+        with graph.inserting_before(maker):
+            out = graph.call_function(aten.view.default, (place, shape))
+            graph.call_function(_INTO[maker.target], maker.args, {**maker.kwargs, "out": out})
+        return
+    with graph.inserting_before(output):
+        graph.call_function(aten.copy_.default, (place, node))
 
 
 def _loss(task: Task, model: nn.Module, *, outputs: bool = False) -> Callable[..., Any]:
