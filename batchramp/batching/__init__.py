@@ -1,6 +1,7 @@
-"""Batches of scheduled sizes: which samples form them, and in-memory data cut along them."""
+"""Batches of scheduled sizes: which samples form them, in-memory data cut along them, augmented."""
 
+from batchramp.batching.augmentation import Augmentation
 from batchramp.batching.sampler import ScheduledBatchSampler
 from batchramp.batching.tensors import TensorLoader
 
-__all__ = ["ScheduledBatchSampler", "TensorLoader"]
+__all__ = ["Augmentation", "ScheduledBatchSampler", "TensorLoader"]
