@@ -1,36 +1,25 @@
+import csv
 import dataclasses
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from test_report_runs import ENDS, figure1, run, write_runs
 
 from batchramp import report, store
 from batchramp.plan import Plan
-from batchramp.report import page
 from batchramp.report.cells import studies
-from batchramp.report.figures import AXES, METRICS, draw, styles, svg
+from batchramp.report.curves import AXES, METRICS, draw, styles
+from batchramp.report.drawing import svg
 from batchramp.report.page import render
 from batchramp.schedules import Linear
 
 SMALL = {"seeds": 2, "panels": ("cosine",), "labels": ("increasing", "small")}
-
-
-@pytest.fixture
-def drawn():
-    """Asked for by the tests that look at drawings in the page."""
-
-
-@pytest.fixture(autouse=True)
-def undrawn(request, monkeypatch):
-    """Writing drawings takes most of a page's time; all other tests go without."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(page, "svg", lambda figure: b"")
 
 
 class Page(HTMLParser):
@@ -40,13 +29,14 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.texts, self.bold = [], [], [], []
+        self.open, self.tags, self.texts, self.bold, self.links = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src")]
         if tag not in self.VOID:
             self.open.append((tag, dict(attrs)))
 
@@ -57,7 +47,7 @@ class Page(HTMLParser):
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1][0] != "style":
+        if self.open and self.open[-1][0] not in ("style", "script"):
             self.texts.append(data)
             if self.open[-1][1].get("class") == "best":
                 self.bold.append(data)
@@ -84,13 +74,14 @@ def nulled(record, *words):
 # ------------------------------------------------------------------------------------ the file
 
 
-def test_writes_one_page_that_loads_nothing(tmp_path, drawn):
+def test_writes_one_page_that_loads_nothing(tmp_path):
     write_runs(tmp_path, figure1(**SMALL))
     path = report.write(tmp_path)
     text = path.read_text()
     assert path == tmp_path / "report.html"
-    assert not re.findall(r"https?:|<script|<link|@import|url\(", text)
-    assert set(re.findall(r'(?:src|href)="(.{5})', text)) == {"data:"}
+    assert not re.findall(r"https?:|<link|<img|@import|url\(|fetch|import\(", text)
+    assert re.findall(r"<script.*", text) == ["<script>"]
+    assert re.findall(r'src="', text) == []
     assert list(tmp_path.glob(".*")) == []
     assert report.write(tmp_path).read_text() == text  # it does not read itself, nor the clock
 
@@ -133,9 +124,66 @@ def test_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_thirty_runs_are_below_five_megabytes(drawn):
-    records = figure1(1, ("cosine",), epochs=300)  # a quarter of the figures that there can be
-    assert len(render(records).encode()) < 5e6 / 4
+def test_five_hundred_runs_are_below_five_megabytes():
+    records = figure1(2, ("cosine",), epochs=40)  # 6 lines of what may be 6 · 4 · 7 panels
+    assert len(render(records).encode()) < 5e6 / 28
+
+
+def files_of(folder):
+    """What the page in ``folder`` links outside itself, as paths."""
+    links = Page((folder / "report.html").read_text()).links
+    return [folder / unquote(link) for link in links if not link.startswith("#")]
+
+
+def test_every_run_is_linked_from_where_the_page_lies(tmp_path):
+    names = ["50 % & more", "a:b#c?d", "é"]
+    for name in names:
+        write_runs(tmp_path / "runs" / name, [run("small", name, rows=2, epochs=2)])
+    write_runs(tmp_path / "runs" / "empty", [run("small", "none", rows=0, status="failed")])
+    report.write(tmp_path / "runs")
+    found = files_of(tmp_path / "runs")
+    assert all(path.is_file() for path in found)
+    for name in names:
+        for file in ("run.json", "epochs.jsonl"):
+            assert tmp_path / "runs" / name / "000" / file in found
+    assert len(found) == 2 * len(names) + 2
+    (tmp_path / "pages").mkdir()
+    report.write(tmp_path / "runs", tmp_path / "pages" / "report.html")
+    assert all(path.is_file() for path in files_of(tmp_path / "pages"))
+    assert render(store.read_all(tmp_path / "runs")).count("run.json") == 0
+
+
+def test_the_table_has_every_run_and_epoch(tmp_path):
+    records = [
+        run('a,"b"\n', "cosine", 0),
+        run("small", seed=1, status="diverged"),
+        run("late", seed=2, initial=False, rows=1),
+        run("none", seed=3, rows=0, status="failed"),
+    ]
+    write_runs(tmp_path / "runs", records)
+    path = report.write_csv(tmp_path / "runs", tmp_path / "all.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    read = store.read_all(tmp_path / "runs")
+    assert len(lines) == sum(1 + len(record.rows) for record in read) == 4 + 12 + 12 + 1
+    for record in read:
+        own = [line for line in lines if int(line["seed"]) == record.seed]
+        for name in ("panel", "label", "experiment", "task", "model", "optimizer", "status"):
+            assert {line[name] for line in own} == {getattr(record, name)}
+        assert {line["folder"] for line in own} == {record.folder.name}
+        assert [int(line["epoch"]) for line in own] == [-1, *(r["epoch"] for r in record.rows)]
+        for key, value in record.initial.items():
+            assert (float(own[0][key]) if own[0][key] else None) == value
+        for line, row in zip(own[1:], record.rows, strict=True):
+            for column in store.COLUMNS:
+                value = row[column]
+                assert line[column] == ("" if value is None else str(value)), column
+                if isinstance(value, float):
+                    assert float(line[column]) == value
+    report.write(tmp_path / "runs")
+    assert (tmp_path / "runs" / "runs.csv").read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match=r"^path must be"):
+        report.write_csv(tmp_path / "runs", tmp_path)
 
 
 def test_what_comes_from_files_is_text():
@@ -146,7 +194,8 @@ def test_what_comes_from_files_is_text():
         for n, status in enumerate(("finished", "failed"))
     ]  # fmt: skip
     seen = Page(render(records))
-    assert not {"script", "iframe", "b", "i", "u"} & set(seen.tags)
+    assert not {"img", "iframe", "b", "i", "u"} & set(seen.tags)
+    assert seen.tags.count("script") == 1
     assert seen.text.count(evil) > 4
     assert "<img src=x onerror=1>0" in seen.text
     assert "<iframe src=//x>" in seen.text
@@ -303,44 +352,43 @@ def test_every_axis_has_its_tab_and_its_figures():
 # --------------------------------------------------------------------------------------- figures
 
 
-def lines(cells, metric=METRICS[1], axis="epochs"):
-    axes = draw(cells, metric, axis, styles([c.line for c in cells])).axes[0]
-    return axes, [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) > 2]
+def plot(cells, metric=METRICS[1], axis="epochs"):
+    return draw(cells, metric, axis, styles([c.line for c in cells]))
 
 
 def test_a_line_is_the_mean_and_its_band_the_range():
     records = figure1(3, ("cosine",), ("small",), noise=0.1)
     records.append(run("small", "cosine", 3, status="collapsed"))  # enters neither
-    axes, drawn = lines(studies(records)[0].cells)
+    drawn = plot(studies(records)[0].cells)
     norms = np.array([[2.0] + [r["min_full_gradient_norm"] for r in x.rows] for x in records[:3]])
-    np.testing.assert_allclose(drawn[0].get_ydata(), norms.mean(axis=0))
-    np.testing.assert_allclose(drawn[0].get_xdata(), range(13))
-    corners = axes.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
-    np.testing.assert_allclose(corners, [norms.min(), norms.max()])
-    assert axes.get_yscale() == "log"
+    line, lost = drawn.lines
+    np.testing.assert_allclose(line.y, norms.mean(axis=0))
+    np.testing.assert_allclose(line.x, range(13))
+    np.testing.assert_allclose(line.low, norms.min(axis=0))
+    np.testing.assert_allclose(line.high, norms.max(axis=0))
+    assert drawn.y.log
+    assert (lost.name, lost.lost) == ("small (b = 8), seed 3, collapsed", True)
+    assert min(lost.y) >= norms.min() / 2  # at the edge, so that the others stay legible
 
 
 @pytest.mark.parametrize("axis", ["steps", "samples", "seconds"])
 def test_axes_are_those_of_the_rows(axis):
     record = run("small", "cosine")
-    _, drawn = lines(studies([record])[0].cells, METRICS[0], axis)
-    assert list(drawn[0].get_xdata()) == [0.0, *(row[axis] for row in record.rows)]
+    (line,) = plot(studies([record])[0].cells, METRICS[0], axis).lines
+    assert list(line.x) == [0.0, *(row[axis] for row in record.rows)]
 
 
 def test_marks_stand_where_the_batch_grows():
-    cells = studies(figure1(**SMALL))[0].cells
-    axes, _ = lines(cells)
-    marks = [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) == 2]
-    assert sorted(line.get_xdata()[0] for line in marks) == [3, 6, 9]
+    marks = plot(studies(figure1(**SMALL))[0].cells).marks
+    assert sorted(mark.x for mark in marks) == [3, 6, 9]
     colour = styles(["increasing", "small"])["increasing"].colour
-    assert {to_hex(line.get_color()) for line in marks} == {colour}
+    assert {mark.colour for mark in marks} == {colour}
 
 
 def test_a_plan_in_steps_has_no_marks():
     plan = Plan(steps=564, batch_size=Linear(8, 1))
     cells = studies([dataclasses.replace(run("increasing", "cosine"), plan=plan)])[0].cells
-    axes, _ = lines(cells)
-    assert [line for line in axes.lines if len(np.atleast_1d(line.get_xdata())) == 2] == []
+    assert plot(cells).marks == ()
 
 
 def test_a_label_looks_the_same_everywhere_and_unlike_the_others():
@@ -353,17 +401,17 @@ def test_a_label_looks_the_same_everywhere_and_unlike_the_others():
     assert len({(s.colour, s.dash) for s in strangers.values()}) == 35
 
 
-def test_a_figure_is_the_same_bytes_each_time_and_holds_no_text_of_a_file():
-    cells = studies([run("$\\bad{", "cosine")])[0].cells
-    first, second = (svg(draw(cells, METRICS[0], "epochs", styles([cells[0].line]))) for _ in "ab")
+def test_a_drawing_is_the_same_each_time_and_what_it_says_of_a_file_is_text():
+    cells = studies([run("$\\bad{<b>", "cosine")])[0].cells
+    first, second = (svg(plot(cells, METRICS[0])) for _ in "ab")
     assert first == second
-    assert b"bad" not in first
+    assert "bad{&lt;b&gt;" in first
+    assert "<b>" not in first
 
 
 @pytest.mark.parametrize(
     ("norm", "labels"), [(0.002, ["0.005", "0.01", "0.1"]), (2e-5, ["1e-4", "0.001", "0.1"])]
 )
 def test_small_numbers_at_an_axis_are_whole(norm, labels):
-    cells = studies([run("small", "cosine", norm=norm)])[0].cells
-    text = svg(draw(cells, METRICS[1], "epochs", styles(["small"]))).decode()
+    text = svg(plot(studies([run("small", "cosine", norm=norm)])[0].cells))
     assert set(labels) <= set(re.findall(r"<text[^>]*>([^<]*)</text>", text))

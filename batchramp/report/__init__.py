@@ -3,6 +3,8 @@
 Reads runs through `batchramp.store` alone, and never torch.
 """
 
+from batchramp.report import claims
 from batchramp.report.page import write
+from batchramp.report.table import write_csv
 
-__all__ = ["write"]
+__all__ = ["claims", "write", "write_csv"]

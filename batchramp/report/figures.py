@@ -1,393 +1,480 @@
-"""The figures of the page: one small drawing a panel, a line a label, mean and range over seeds.
+"""Which figures a study has: the paper's, by their numbers, where it is one of its experiments.
 
-matplotlib Figures without pyplot, so that nothing global is drawn on. No text of a file goes into
-a drawing: titles and legends stand beside it, in the page.
+Any other study is drawn metric by metric, a panel each. A norm stands never alone: wherever one is
+drawn, so is the train loss.
 """
 
-import io
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from statistics import fmean
+from typing import final
 
-import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-
-from batchramp.report.cells import Cell, setting, state
+from batchramp.report.bounds import compared
+from batchramp.report.cells import Cell, Study, last, listed, number, percent, setting, spread
+from batchramp.report.curves import (
+    AXES,
+    METRICS,
+    Metric,
+    draw,
+    draw_bounds,
+    draw_thresholds,
+    first_past,
+    mean_curve,
+    styles,
+)
+from batchramp.report.drawing import HeatMap, Style, heat_svg, svg
+from batchramp.report.published import best_over_epochs
+from batchramp.report.thresholds import mean_samples_to, threshold_grid
 from batchramp.store import Record
 
-__all__ = [
-    "AXES",
-    "METRICS",
-    "Metric",
-    "Style",
-    "draw",
-    "draw_bounds",
-    "draw_thresholds",
-    "styles",
-    "svg",
-]
+__all__ = ["Drawing", "Figure", "figures", "threshold_figures"]
+
+ACCURACY, NORM, LOSS = METRICS[:3]
 
 
 @final
 @dataclass(frozen=True)
-class Metric:
-    """A column that is drawn.
+class Drawing:
+    """One drawing of a figure.
 
     Attributes:
-        column: in a row.
-        initial: the key of its value before the first step, in ``Record.initial``.
-        title: for people.
-        axis: the words at its axis.
-        log: whether its axis is logarithmic.
+        panel: its caption.
+        axis: the key of `AXES` under whose tab it is seen; "" for every tab.
+        svg: itself, as an SVG element.
     """
 
-    column: str
-    initial: str
-    title: str
+    panel: str
     axis: str
-    log: bool
-
-
-METRICS = (
-    Metric("test_accuracy", "test_accuracy", "Test accuracy", "test accuracy (%)", False),
-    Metric(
-        "min_full_gradient_norm",
-        "full_gradient_norm",
-        "Running minimum of the full-gradient norm",
-        "min full-gradient norm",
-        True,
-    ),
-    Metric("train_loss", "train_loss", "Train loss", "train loss", True),
-    Metric("max_loss", "max_loss", "Largest loss of a single sample", "largest loss", True),
-    Metric(
-        "max_gradient_norm",
-        "max_gradient_norm",
-        "Largest gradient norm of a single sample",
-        "largest gradient norm",
-        True,
-    ),
-    Metric(
-        "proposition9",
-        "proposition9",
-        "Proposition 9 with secants of the run",
-        "√(2 L max f_i)",
-        True,
-    ),
-)
-
-# What the curves run over: the words for the axis, by the name of the column.
-AXES = {
-    "epochs": "epochs",
-    "steps": "steps (batches)",
-    "samples": "samples (single-sample gradients)",
-    "seconds": "seconds of training, measured",
-}
+    svg: str
 
 
 @final
 @dataclass(frozen=True)
-class Style:
-    """How a line is drawn, everywhere on the page."""
+class Figure:
+    """A figure with its number, its caption, its lines and its drawings."""
 
-    colour: str
-    dash: str  # in widths of the line: "4 2"; "" is solid
-    width: float = 1.6
-
-    @property
-    def pattern(self) -> Any:
-        """The dash as matplotlib takes it."""
-        return (0, tuple(float(part) for part in self.dash.split())) if self.dash else "solid"
-
-    @property
-    def svg_dash(self) -> str:
-        """The dash as SVG takes it, in pixels."""
-        return " ".join(f"{2 * float(part):g}" for part in self.dash.split())
+    title: str
+    note: str
+    legend: tuple[tuple[str, Style], ...]
+    drawings: tuple[Drawing, ...]
 
 
-# Colours that the colour-blind tell apart (Okabe and Ito 2008); dashes, for print in grey.
-_ROLE_STYLES = {
-    "increasing": Style("#d55e00", "", 2.2),
-    "small": Style("#0072b2", ""),
-    "equal-steps": Style("#cc79a7", "5 1.5"),
-    "best-constant": Style("#009e73", "3 1 1 1"),
-    "large": Style("#56b4e9", ""),
-    "lr-decay-twin": Style("#222222", "1.5 1"),
+@final
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers that the paper gives its figures of one set of runs; "" where it has none."""
+
+    accuracy: str
+    norm: str
+    by_lr: str
+    accuracy_by_samples: str = ""
+    norm_by_samples: str = ""
+
+
+_NUMBERS = {
+    "figure1": _Numbers("Figure 1", "Figure 2", "Figure 3", "Figure 6", "Figure 7"),
+    "figure10": _Numbers("Figure 10", "Figure 11", "Figure 12"),
 }
-_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#222222", "#e69f00")
-_DASHES = ("", "5 1.5", "1.5 1", "3 1 1 1", "7 2 1 2")
-_MOST_POINTS = 160
-
-Points = tuple[np.ndarray, np.ndarray]
 
 
-def styles(lines: Sequence[str]) -> dict[str, Style]:
-    """A style for every line: the roles' own, and for others the next that is free.
-
-    >>> styles(["increasing", "mine"])["mine"] != styles(["increasing"])["increasing"]
-    True
-    """
-    chosen = {line: _ROLE_STYLES[line] for line in lines if line in _ROLE_STYLES}
-    taken = {style.colour for style in chosen.values()}
-    pairs = [(colour, dash) for dash in _DASHES for colour in _COLOURS]
-    used = {(style.colour, style.dash) for style in chosen.values()}
-    # New colours first, then those of the roles in another dash.
-    free = sorted(
-        (p for p in pairs if p not in used), key=lambda p: (_DASHES.index(p[1]), p[0] in taken)
-    )
-    others = [line for line in dict.fromkeys(lines) if line not in chosen]
-    for i, line in enumerate(others):
-        chosen[line] = Style(*free[i % len(free)])
-    return chosen
-
-
-def draw(cells: Sequence[Cell], metric: Metric, axis: str, style: Mapping[str, Style]) -> Figure:
-    """One panel: a line a cell, the mean over its finished runs, with a band from min to max.
-
-    Runs that did not finish are drawn one by one, thin and dotted, and enter no mean. A vertical
-    mark stands where a growing batch grows.
-
-    Args:
-        cells: of one panel.
-        metric: one of `METRICS`.
-        axis: a key of `AXES`.
-        style: by line, as `styles` gives it.
-    """
-    figure, axes = _empty()
-    extent, heights = [0.0], [math.inf, -math.inf]
-    for cell in cells:
-        x, y = _draw_mean(axes, cell, metric, axis, style[cell.line])
-        extent.extend(x)
-        heights = [min(heights[0], *y), max(heights[1], *y)] if len(y) else heights
-    # A collapsed run's norm is decades below; it ends at the edge, and the others stay legible.
-    room = (heights[1] - heights[0]) / 10
-    edges = (heights[0] / 2, heights[1] * 2) if metric.log else (heights[0] - room, math.inf)
-    if not metric.log and room > 0:
-        axes.set_ylim(heights[0] - room, heights[1] + room)
-    for cell in cells:
-        for record in cell.records:
-            if record.rows and state(record) != "finished":
-                x = _draw_single(axes, record, metric, axis, style[cell.line], edges)
-                extent.extend(x)
-    positive = [x for x in extent if x > 0]
-    if axis in ("steps", "seconds") and positive and _spans_decades(cells, axis):
-        axes.set_xscale("log")
-        axes.set_xlim(min(positive) * 0.9, max(positive) * 1.15)
-        _log_ticks(axes.xaxis)
-    elif positive:
-        axes.set_xlim(0, max(extent) * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=axis != "seconds"))
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    for cell in cells:
-        _mark_growth(axes, cell, axis, style[cell.line])
-    _finish(axes, metric.log, metric.axis, AXES[axis])
-    return figure
-
-
-def draw_thresholds(
-    curves: Sequence[tuple[Cell, Sequence[float], Sequence[float]]],
-    title: str,
-    log: bool,
-    style: Mapping[str, Style],
-) -> Figure:
-    """Samples to a threshold, over the whole range of thresholds.
-
-    Args:
-        curves: cell, thresholds, and the samples until each is reached (nan: not reached).
-        title: of the threshold.
-        log: whether the thresholds' axis is logarithmic; it then falls from left to right.
-        style: by line.
-    """
-    figure, axes = _empty()
-    for cell, thresholds, samples in curves:
-        look = style[cell.line]
-        axes.plot(
-            list(thresholds),
-            list(samples),
-            color=look.colour,
-            ls=look.pattern,
-            lw=look.width,
-            drawstyle="steps-mid",
-        )
-    if log:
-        axes.set_xscale("log")
-        _log_ticks(axes.xaxis)
-        axes.invert_xaxis()
+def figures(study: Study) -> Iterator[Figure]:
+    """All figures of a study, the thresholds' left out."""
+    style = styles([cell.line for cell in study.cells])
+    if study.experiment in _NUMBERS:
+        yield from _main(study, style, _NUMBERS[study.experiment])
+    elif study.experiment == "figure4":
+        yield from _by_lr(study, study.cells, "Figure 4", "NSHB (gamma = 1), a line an lr schedule")
+        yield from _by_metric(study, style, METRICS[3:])
+    elif study.experiment == "figure5":
+        yield from _losses(study, style)
+    elif study.experiment == "figure8" and (grid := _grid(study)):
+        yield from _heat_maps(grid)
+        yield from _by_metric(study, style, METRICS[3:])
+    elif study.experiment == "a11":
+        titles = {m.column: f"Appendix A.11, {_lower(m.title)}" for m in METRICS[:3]}
+        yield from _by_metric(study, style, METRICS, titles,
+                              "Exponential against linear growth of the batch. ")  # fmt: skip
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
-    _finish(axes, False, "samples", title)
-    axes.set_ylim(bottom=0)
-    return figure
+        yield from _by_metric(study, style, METRICS)
+    yield from _bounds(study, style)
 
 
-def draw_bounds(
-    compared: Sequence[tuple[Cell, Points, Points]], axis: str, style: Mapping[str, Style]
-) -> Figure:
-    """What was measured, and the bound above it, in the same colour, dotted.
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
-    Args:
-        compared: cell, measured and bound, each as x and y.
-        axis: a key of `AXES`, of the x.
-        style: by line.
+
+def _legend(cells: Sequence[Cell], style: dict[str, Style]) -> tuple[tuple[str, Style], ...]:
+    """Every line with the batch sizes it has, over all panels."""
+    sizes: dict[str, list[str]] = {}
+    for cell in cells:
+        sizes.setdefault(cell.line, []).append(cell.batch_sizes)
+    texts = {line: listed(list(dict.fromkeys(found))) for line, found in sizes.items()}
+    return tuple((f"{line} ({t})" if line else t, style[line]) for line, t in texts.items())
+
+
+# ------------------------------------------------------------------------------- metric by metric
+
+
+def _by_metric(
+    study: Study,
+    style: dict[str, Style],
+    metrics: Iterable[Metric],
+    titles: dict[str, str] | None = None,
+    lead: str = "",
+    start: bool = False,
+) -> Iterator[Figure]:
+    """A figure a metric, a drawing a panel and axis."""
+    for metric in metrics:
+        drawings = []
+        for panel in study.panels:
+            cells = study.panel(panel)
+            if not _has(cells, metric.column):
+                continue
+            ends = _ends(cells, metric)
+            for axis, words in AXES.items():
+                plot = draw(cells, metric, axis, style, start=start)
+                alt = f"{metric.title} by {words}: {ends}"
+                drawings.append(Drawing(panel, axis, svg(plot, alt)))
+        if drawings:
+            title = (titles or {}).get(metric.column, metric.title)
+            yield Figure(title, lead + _note(metric), _legend(study.cells, style), tuple(drawings))
+
+
+def _has(cells: Sequence[Cell], column: str) -> bool:
+    return any(row.get(column) is not None for c in cells for r in c.records for row in r.rows)
+
+
+def _ends(cells: Sequence[Cell], metric: Metric) -> str:
+    ends = [
+        f"{cell.name} {spread(values, metric.text)}"
+        for cell in cells
+        if (values := cell.values(last(metric.column)))
+    ]
+    return "at the end " + ", ".join(ends) if ends else "no run has finished"
+
+
+def _note(metric: Metric) -> str:
+    if metric == ACCURACY:
+        return (
+            "Drawn along the way, but nothing was chosen by it: the table and the claims read the "
+            "last epoch alone. The axis leaves out the steep first tenth of the runs."
+        )
+    if metric.column in ("max_loss", "max_gradient_norm"):
+        return (
+            "The largest over the clean training set at the end of each epoch. Assumption 1 wants "
+            "it bounded over all points; this shows the points that the run came to."
+        )
+    if metric.column == "proposition9":
+        return (
+            "√(2 L F) of Proposition 9, with F the largest loss of a sample and L the largest "
+            "secant of a sample's gradient over the epoch. Secants are below the true L, so this "
+            "is an estimate of the paper's bound, and need not be above the largest norm."
+        )
+    if metric == NORM:
+        return (
+            "The least norm so far, the initial point included. It stands never alone: a small "
+            "norm at a high loss is no success, so see the train loss below."
+        )
+    return "Over the whole clean training set, network in eval mode."
+
+
+# -------------------------------------------------------------------------- the paper's main runs
+
+
+def _main(study: Study, style: dict[str, Style], numbers: _Numbers) -> Iterator[Figure]:
+    """Accuracy and norm by epoch, the growing batch by lr schedule, and both by samples."""
+    beside = numbers.norm[:1].lower() + numbers.norm[1:]
+    titles = {
+        "test_accuracy": f"{numbers.accuracy}. Test accuracy",
+        "min_full_gradient_norm": f"{numbers.norm}. Running minimum of the full-gradient norm",
+        "train_loss": f"Train loss, beside {beside}",
+    }
+    yield from _by_metric(study, style, METRICS[:3], titles)
+    grown = [cell for cell in study.cells if cell.label == "increasing"]
+    yield from _by_lr(study, grown, numbers.by_lr, "the increasing batch, a line an lr schedule")
+    for metric, title, aim in (
+        (ACCURACY, numbers.accuracy_by_samples, 70.0),
+        (NORM, numbers.norm_by_samples, 0.5),
+    ):
+        if title and study.measures(metric.column):
+            yield from _by_samples(study, style, metric, title, aim)
+    yield from _by_metric(study, style, METRICS[3:])
+
+
+def _by_lr(study: Study, cells: Sequence[Cell], title: str, what: str) -> Iterator[Figure]:
+    """Norm, accuracy and train loss beside each other, one line a panel."""
+
+    def key(cell: Cell) -> str:
+        return ", ".join(part for part in (cell.panel, cell.variant) if part)
+
+    if len({key(cell) for cell in cells}) < 2:
+        return
+    style = styles([key(cell) for cell in cells])
+    drawings = []
+    for letter, metric in (("(a) ", NORM), ("(b) ", ACCURACY), ("", LOSS)):
+        if not _has(cells, metric.column):
+            continue
+        for axis, words in AXES.items():
+            plot = draw(cells, metric, axis, style, key=key)
+            alt = f"{metric.title} by {words}, {what}: {_ends(cells, metric)}"
+            drawings.append(Drawing(f"{letter}{metric.title}", axis, svg(plot, alt)))
+    if drawings:
+        legend = tuple(style.items())
+        note = "Train loss is beside the norm because a small norm at a high loss is no success."
+        yield Figure(f"{title}. {what[:1].upper()}{what[1:]}", note, legend, tuple(drawings))
+
+
+def _by_samples(
+    study: Study, style: dict[str, Style], metric: Metric, title: str, aim: float
+) -> Iterator[Figure]:
+    """By samples, with a dot where each mean is first past a threshold; seen under every tab."""
+    threshold, why = _threshold(study, metric, aim)
+    drawings = []
+    for panel in study.panels:
+        cells = study.panel(panel)
+        if not _has(cells, metric.column):
+            continue
+        plot = draw(cells, metric, "samples", style, threshold=threshold)
+        firsts = "; ".join(dot.words for dot in plot.dots) or "no mean reaches the threshold"
+        drawings.append(Drawing(panel, "", svg(plot, f"{metric.title} by samples: {firsts}")))
+    yield Figure(
+        f"{title}. {metric.title} by samples",
+        f"{why} Another threshold can show another order (the paper’s appendix A.9 says so "
+        "itself): see the samples to every threshold below.",
+        _legend(study.cells, style),
+        tuple(drawings),
+    )
+
+
+def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, str]:
+    """The paper's threshold if it tells these runs apart; else a round one that they reach.
+
+    The paper's is kept where most means reach it and not all of them in the first tenth of the
+    run. Another is the hardest round number that all means reach, or else most.
     """
-    figure, axes = _empty()
-    for cell, (x, measured), (at, bound) in compared:
-        look = style[cell.line]
-        axes.plot(x, measured, color=look.colour, ls=look.pattern, lw=look.width)
-        axes.plot(at, bound, color=look.colour, ls=(0, (1, 1.2)), lw=1.4)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    _finish(axes, True, "min E||∇f||² and its bound", AXES[axis])
-    return figure
+    means = []
+    for cell in study.cells:
+        x, mean, _, _ = mean_curve(cell, metric, "samples")
+        if len(mean) and not cell.lost:
+            means.append((x, mean))
+    falling = metric.log
+    paper = f"{'below ' if falling else ''}{metric.text(aim)}"
+
+    def reached(threshold: float) -> list[float]:
+        firsts = ((x, first_past(mean, threshold, falling)) for x, mean in means)
+        return [float(x[i] / x[-1]) for x, i in firsts if i is not None]
+
+    def said(threshold: float, reason: str) -> str:
+        return (
+            f"Dots: where a mean is first {'at most' if falling else 'at least'} "
+            f"{metric.text(threshold)}, at the end of an epoch{reason}."
+        )
+
+    shares = reached(aim)
+    if not means:
+        return None, "No policy has finished."
+    if 2 * len(shares) > len(means) and max(shares) > 0.1:
+        return aim, said(aim, ", the paper’s threshold")
+    many = "all" if len(shares) == len(means) else f"{len(shares)} of {len(means)}"
+    hows = " early" if 2 * len(shares) > len(means) else ""
+    reason = f" (the paper’s {paper} is reached{hows} by {many} of these runs’ means)"
+    for needed in (len(means), len(means) // 2 + 1):
+        hard = _round_thresholds(falling)
+        found = next((t for t in hard if len(reached(t)) >= needed), None)
+        if found is not None:
+            return found, said(found, reason)
+    return None, f"No round threshold is reached by most means{reason}."
 
 
-def svg(figure: Figure) -> bytes:
-    """The figure as an SVG file: text as text, the same bytes for the same figure."""
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "batchramp"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    # Hundredths of a point are finer than any screen, and halve the page.
-    return re.sub(rb' d="[^"]*"', _rounded, out.getvalue())
+def _round_thresholds(falling: bool) -> list[float]:
+    """The hardest first: 99, 98, ... percent; 1, 2, 5 times powers of ten upwards."""
+    if falling:
+        return [float(f"{s}e{p}") for p in range(-6, 2) for s in (1, 2, 5)]
+    return [float(p) for p in range(99, 0, -1)]
 
 
-def _rounded(path: re.Match[bytes]) -> bytes:
-    return re.sub(rb"(\d\.\d\d)\d+", rb"\1", path[0])
+def _losses(study: Study, style: dict[str, Style]) -> Iterator[Figure]:
+    """Appendix A.8: is the loss bounded along the run?"""
+    title = f"Figure 5. Train loss, {study.model}" if study.model else "Figure 5. Train loss"
+    lead = "Appendix A.8: the loss stays bounded. The level is the loss before the first step. "
+    yield from _by_metric(study, style, [LOSS], {"train_loss": title}, lead, start=True)
+    yield from _by_metric(study, style, [m for m in METRICS if m != LOSS])
 
 
-# ------------------------------------------------------------------------------------------- parts
+# --------------------------------------------------------------------------------- the A.10 grid
+
+_Grid = dict[float, dict[tuple[float, float], Cell]]
 
 
-def _empty() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.3, 3.1))
-    return figure, figure.add_axes((0.155, 0.16, 0.825, 0.815))
+def _grid(study: Study) -> _Grid:
+    """Cells by lr, then by beta and gamma, all at their start; {} if the study is no grid."""
+    found: _Grid = {}
+    for cell in study.cells:
+        first = cell.records[0].plan.at(0)
+        if first.lr is None or first.beta is None or first.gamma is None:
+            return {}
+        cells = found.setdefault(first.lr, {})
+        if (first.beta, first.gamma) in cells:
+            return {}
+        cells[first.beta, first.gamma] = cell
+    whole = any(len(cells) > 1 for cells in found.values())
+    return dict(sorted(found.items())) if whole else {}
 
 
-def _finish(axes: Axes, log: bool, ylabel: str, xlabel: str) -> None:
-    if log:
-        axes.set_yscale("log")
-        _log_ticks(axes.yaxis)
-    elif not isinstance(axes.yaxis.get_major_formatter(), FuncFormatter):
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(xlabel, fontsize=10, color="#333")
-    axes.set_ylabel(ylabel, fontsize=10, color="#333")
-    axes.tick_params(which="both", labelsize=9.5, color="#999", labelcolor="#333", length=3)
-    axes.grid(color="#e4e4e4", lw=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#999")
+def _heat_maps(grid: _Grid) -> Iterator[Figure]:
+    """Figures 8 and 9, and what stands beside each."""
+    maps: tuple[tuple[str, str, Callable[[Record], float], Callable[[float], str], bool], ...] = (
+        (
+            "Figure 8. Test accuracy, best over epochs",
+            "Best over epochs on test, as the paper does: the epoch is chosen by the test set, so "
+            "that this flatters.",
+            best_over_epochs,
+            percent,
+            False,
+        ),
+        (
+            "Test accuracy of the last epoch, beside figure 8",
+            "Nothing is chosen by the test set here.",
+            last("test_accuracy"),
+            percent,
+            False,
+        ),
+        (
+            "Figure 9. Minimum of the full-gradient norm",
+            "The least norm of the run, the initial point included; the train loss there follows.",
+            last("min_full_gradient_norm"),
+            number,
+            True,
+        ),
+        (
+            "Train loss at the minimum norm, beside figure 9",
+            "Over the whole clean training set, network in eval mode.",
+            last("loss_at_min_norm"),
+            number,
+            True,
+        ),
+    )
+    for title, note, measure, text, log in maps:
+        whole = [c for cells in grid.values() for c in cells.values() if not c.lost]
+        means = [_mean(cell, measure) for cell in whole]
+        values = [v for v in means if math.isfinite(v) and (v > 0 or not log)]
+        if not values:
+            continue
+        low, high = min(values), max(values)
+        drawings = [
+            Drawing(
+                f"lr {setting(lr)}", "", _heat_map(cells, measure, text, (low, high), log, title)
+            )
+            for lr, cells in grid.items()
+        ]
+        colours = (
+            f"Means over seeds, in the cells; one scale of colours over all, from {text(low)} "
+            f"(dark) to {text(high)} (yellow){', logarithmic' if log else ''}."
+        )
+        yield Figure(title, f"{note} {colours}", (), tuple(drawings))
 
 
-def _draw_mean(axes: Axes, cell: Cell, metric: Metric, axis: str, look: Style) -> Points:
-    """Draws the mean of a cell's finished runs and their band; x, and heights to be seen."""
-    curves = [_curve(record, metric, axis) for record in cell.finished]
-    if not curves:
-        return np.empty(0), np.empty(0)
-    # Where the initial point was measured in some seeds alone, all start after it.
-    length = min(len(x) for x, _ in curves)
-    xs = np.array([x[len(x) - length :] for x, _ in curves])
-    ys = np.array([y[len(y) - length :] for _, y in curves])
-    keep = np.isfinite(ys).all(axis=0)
-    x, y = _thin(xs.mean(axis=0)[keep]), _thin(ys[:, keep])
-    if not len(x):
-        return x, x
-    low, mean, high = y.min(axis=0), y.mean(axis=0), y.max(axis=0)
-    axes.plot(x, mean, color=look.colour, ls=look.pattern, lw=look.width, zorder=3)
-    if len(x) == 1:
-        axes.plot(x, mean, color=look.colour, marker="o", ms=4)
-    if len(y) > 1:
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.18, lw=0)
-    # The steep first tenth would press an accuracy's differences into a line.
-    late = np.full(len(x), True) if metric.log else x >= 0.1 * x[-1]
-    return x, np.concatenate([low[late], high[late]])
+def _mean(cell: Cell, measure: Callable[[Record], float]) -> float:
+    values = cell.values(measure)
+    return fmean(values) if values else math.nan
 
 
-def _draw_single(
-    axes: Axes,
-    record: Record,
-    metric: Metric,
-    axis: str,
-    look: Style,
-    edges: tuple[float, float],
-) -> np.ndarray:
-    """Draws a run that did not finish, kept within the edges if they are any; its x."""
-    x, y = (_thin(np.array(values)) for values in _curve(record, metric, axis))
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if edges[0] <= edges[1]:
-        y = np.clip(y, *edges)
-    if len(x):
-        axes.plot(x, y, color=look.colour, ls=(0, (1, 1.6)), lw=1.0, zorder=2)
-        axes.plot(x[-1], y[-1], color=look.colour, marker="x", ms=6, mew=1.4, clip_on=False)
-    return x
+def _heat_map(
+    cells: dict[tuple[float, float], Cell],
+    measure: Callable[[Record], float],
+    text: Callable[[float], str],
+    ends: tuple[float, float],
+    log: bool,
+    title: str,
+) -> str:
+    betas, gammas = (sorted({key[i] for key in cells}) for i in (0, 1))
+    values, words = [], []
+    for beta in betas:
+        row, said = [], []
+        for gamma in gammas:
+            cell = cells.get((beta, gamma))
+            name = f"beta {setting(beta)}, gamma {setting(gamma)}: "
+            if cell is None:
+                value, what = math.nan, "not run"
+            else:
+                # A policy that lost a run has no mean that could be compared.
+                value = math.nan if cell.lost else _mean(cell, measure)
+                what = "; ".join(p for p in (spread(cell.values(measure), text), cell.remark) if p)
+            row.append(value if value > 0 or not log else math.nan)
+            said.append(name + what)
+        values.append(tuple(row))
+        words.append(tuple(said))
+    heat = HeatMap(
+        rows=tuple(map(setting, betas)),
+        columns=tuple(map(setting, gammas)),
+        row_name="beta at the start",
+        column_name="gamma at the start",
+        values=tuple(values),
+        words=tuple(words),
+        low=ends[0],
+        high=ends[1],
+        log=log,
+    )
+    return heat_svg(heat, text, f"{title}: {'; '.join(w for row in words for w in row)}")
 
 
-def _curve(record: Record, metric: Metric, axis: str) -> tuple[list[float], list[float]]:
-    """x and y of one run, the initial point first; nan where there is no number."""
-    x = [_position(row, axis) for row in record.rows]
-    y = [_number(row.get(metric.column)) for row in record.rows]
-    initial = _number(record.initial.get(metric.initial))
-    if math.isfinite(initial):
-        x, y = [0.0, *x], [initial, *y]
-    return x, [v if not metric.log or v > 0 else math.nan for v in y]
+# --------------------------------------------------------------------------- bounds and thresholds
 
 
-def _position(row: Mapping[str, Any], axis: str) -> float:
-    return row["epoch"] + 1.0 if axis == "epochs" else _number(row.get(axis))
+def _bounds(study: Study, style: dict[str, Style]) -> Iterator[Figure]:
+    """The theory's bound above what was measured, where the constants are known."""
+    drawings, said, cells = [], [], []
+    for panel in study.panels:
+        held = compared(study.panel(panel))
+        if not held:
+            continue
+        cells += [each.cell for each in held]
+        said += [f"{panel}: {each.sentence}" if panel else each.sentence for each in held]
+        for axis in ("epochs", "steps", "samples"):
+            plot = draw_bounds([(each.cell, *each.points(axis)) for each in held], axis, style)
+            alt = f"Bound and measured by {AXES[axis]}: {'; '.join(e.sentence for e in held)}"
+            drawings.append(Drawing(panel, axis, svg(plot, alt)))
+    if drawings:
+        note = (
+            "Solid: the least so far of the seeds' mean of ||∇f||², at the start and at the ends "
+            "of epochs; the theorems speak of the least over all steps, which is not above it. "
+            "Dotted: the least of the bounds that hold, for batches drawn with replacement, while "
+            f"a run shuffles. {'. '.join(said)}."
+        )
+        legend = _legend(cells, style)
+        yield Figure("Measured, and the bound on it", note, legend, tuple(drawings))
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def threshold_figures(study: Study) -> Iterator[Figure]:
+    """Samples to a threshold over the whole range of thresholds; never by the test set.
 
-
-def _thin(values: np.ndarray) -> np.ndarray:
-    """At most so many points, evenly spread, the first and last among them."""
-    n = values.shape[-1]
-    if n <= _MOST_POINTS:
-        return values
-    return values[..., np.unique(np.linspace(0, n - 1, _MOST_POINTS).round().astype(int))]
-
-
-def _spans_decades(cells: Sequence[Cell], axis: str) -> bool:
-    """Whether runs end so far apart that a linear axis would hide the shorter ones."""
-    ends = [_number(r.rows[-1].get(axis)) for c in cells for r in c.finished]
-    ends = [end for end in ends if end > 0]
-    return bool(ends) and max(ends) > 8 * min(ends)
-
-
-def _mark_growth(axes: Axes, cell: Cell, axis: str, look: Style) -> None:
-    growths = cell.growths
-    rows = max((r.rows for r in cell.records), key=len)
-    # A batch that grows every epoch has marks at the foot alone; full lines would be a wall.
-    top = 1.0 if len(growths) <= 15 else 0.04
-    left, right = axes.get_xlim()
-    for epoch in growths:
-        x = float(epoch) if axis == "epochs" else _position(rows[epoch - 1], axis)
-        if left <= x <= right:
-            axes.axvline(x, 0, top, color=look.colour, lw=0.7, ls=(0, (2, 3)), alpha=0.55, zorder=1)
-
-
-def _log_ticks(which: Any) -> None:
-    """Powers of ten, and between them as many more as there is room for."""
-    low, high = sorted(which.get_view_interval())
-    decades = math.log10(high / low) if low > 0 else 9
-    subs = (2, 3, 5, 7) if decades < 1.3 else (2, 5)
-    which.set_major_locator(LogLocator(numticks=7))
-    which.set_minor_locator(LogLocator(subs=subs, numticks=7))
-    which.set_major_formatter(FuncFormatter(_short))
-    which.set_minor_formatter(FuncFormatter(_short if decades < 3.4 else lambda *_: ""))
-
-
-def _short(value: float, position: int | None = None) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    if 0 < abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return setting(value)
+    Not of a grid: as many lines as it has cells tell nothing.
+    """
+    if study.experiment == "figure8" and _grid(study):
+        return
+    style = styles([cell.line for cell in study.cells])
+    accuracy = next(
+        (c for c in ("validation_accuracy", "train_accuracy") if study.measures(c)), None
+    )
+    for column, rising in ((accuracy, True), (NORM.column, False)):
+        drawings = []
+        if column is None:
+            continue
+        name = column.replace("_", " ") if rising else "minimum norm"
+        for panel in study.panels:
+            cells = [c for c in study.panel(panel) if c.finished and not c.lost]
+            grid = threshold_grid(cells, column, rising, 40)
+            if len(cells) < 2 or not grid:
+                continue
+            curves = [(c, grid, mean_samples_to(c, column, grid, rising)) for c in cells]
+            plot = draw_thresholds(curves, f"{name} (%)" if rising else name, not rising, style)
+            alt = f"Mean samples until the {name} is first reached, by threshold"
+            drawings.append(Drawing(panel, "", svg(plot, alt)))
+        if drawings:
+            note = (
+                "Mean samples until every threshold is first reached, at the ends of epochs; a "
+                "line ends where a seed no longer gets there."
+            )
+            legend = _legend(study.cells, style)
+            yield Figure(f"Samples to a {name}", note, legend, tuple(drawings))

@@ -1,10 +1,11 @@
 """The page: what was run, what came out, and what that says of the paper's claims.
 
-One HTML file that loads nothing: drawings are embedded, tabs are radio buttons and CSS. Every text
-that comes from a file is escaped by the template.
+One HTML file that loads nothing: drawings are embedded, tabs are radio buttons and CSS. A small
+script of its own shows the values under the pointer; all else works without it. Every text that
+comes from a file is escaped, by the template or by the drawing.
 """
 
-import base64
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 
 from batchramp import store
-from batchramp.report.bounds import compared
 from batchramp.report.cells import (
     Cell,
     Study,
@@ -35,24 +36,23 @@ from batchramp.report.claims import (
     judge,
     steps_sentence,
 )
-from batchramp.report.figures import (
-    AXES,
-    METRICS,
-    Style,
-    draw,
-    draw_bounds,
-    draw_thresholds,
-    styles,
-    svg,
-)
-from batchramp.report.thresholds import mean_samples_to, threshold_grid
+from batchramp.report.curves import AXES, styles
+from batchramp.report.drawing import Style
+from batchramp.report.figures import Figure, figures, threshold_figures
+from batchramp.report.published import Beside, beside
+from batchramp.report.table import csv_text
 from batchramp.store import Record, read_all
 
 __all__ = ["render", "write"]
 
+CSV = "runs.csv"
+
 
 def write(folder: str | Path, out: str | Path | None = None) -> Path:
     """Writes the report of all runs in ``folder`` and below: one self-contained HTML page.
+
+    Beside it, ``runs.csv`` has every run and epoch as a line; see `write_csv`. The page links it,
+    and every run's files by their place as seen from the page.
 
     Runs that are still going, failed or have no row yet are listed with their state and enter no
     mean, so that a folder can be looked at while it fills.
@@ -78,13 +78,18 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     path = folder / "report.html" if out is None else Path(out)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"out must be a file in a folder that exists, got {path}")
-    page = render(records)
+    page = render(records, path.parent)
+    store.write(path.parent / CSV, csv_text(records, folder).encode())
     store.write(path, page.encode())
     return path
 
 
-def render(records: Sequence[Record]) -> str:
+def render(records: Sequence[Record], place: Path | None = None) -> str:
     """The page as text.
+
+    Args:
+        records: the runs.
+        place: the folder of the page, from which it links the runs' files; None for no links.
 
     >>> render([]).startswith("<!doctype html>")
     True
@@ -93,18 +98,21 @@ def render(records: Sequence[Record]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["tidy"] = _tidy
-    template = resources.files("batchramp.report").joinpath("page.html.j2").read_text("utf-8")
+    here = resources.files("batchramp.report")
+    template = here.joinpath("page.html.j2").read_text("utf-8")
     found = studies(records)
     judgement = judge(records)
     return environment.from_string(template).render(
         title=listed(list(dict.fromkeys(s.experiment or s.task for s in found))) or "no runs",
         facts=_facts(records),
         noted=any(record.note for record in records),
-        sections=[_section(study) for study in found],
+        sections=[_section(study, place) for study in found],
+        csv=CSV if place else "",
         judgement=judgement,
         spoken=[c for c in judgement.claims if c.verdict != SILENT],
         silent=[c for c in judgement.claims if c.verdict == SILENT],
         axes=AXES,
+        script=here.joinpath("page.js").read_text("utf-8").strip(),
         unfinished=_unfinished(found),
         runs=len(records),
         several=len(found) > 1,
@@ -130,23 +138,12 @@ class Section:
 
     study: Study
     headline: tuple[tuple[str, tuple[str, ...]], ...]  # panel, lines
-    legend: tuple[tuple[str, Style], ...]
-    figures: tuple[tuple[str, str, tuple["Drawing", ...]], ...]  # title, note, drawings
-    thresholds: tuple[tuple[str, tuple["Drawing", ...]], ...]
+    figures: tuple[Figure, ...]
+    thresholds: tuple[Figure, ...]
+    beside: Beside | None
     columns: tuple[str, ...]
     table: tuple[tuple[str, tuple["TableRow", ...]], ...]  # panel, rows
     notes: tuple[str, ...]
-
-
-@final
-@dataclass(frozen=True)
-class Drawing:
-    """An embedded figure: the panel it shows, its axis, its description and its data."""
-
-    panel: str
-    axis: str
-    alt: str
-    data: str
 
 
 @final
@@ -159,17 +156,18 @@ class TableRow:
     values: tuple[tuple[str, str], ...]
     best: frozenset[int]
     remark: str
+    files: tuple[tuple[int, str, str], ...]  # seed, run.json, epochs.jsonl
 
 
-def _section(study: Study) -> Section:
+def _section(study: Study, place: Path | None) -> Section:
     style = styles([cell.line for cell in study.cells])
-    columns, table = _table(study, style)
+    columns, table = _table(study, style, place)
     return Section(
         study=study,
         headline=tuple(_headline(study)),
-        legend=tuple(_legend(study, style)),
-        figures=tuple(_figures(study, style)),
-        thresholds=tuple(_thresholds(study, style)),
+        figures=tuple(figures(study)),
+        thresholds=tuple(threshold_figures(study)),
+        beside=beside(study),
         columns=columns,
         table=table,
         notes=tuple(_notes(study)),
@@ -263,123 +261,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# ----------------------------------------------------------------------------------------- figures
-
-
-def _legend(study: Study, style: dict[str, Style]) -> Iterable[tuple[str, Style]]:
-    """Every line with the batch sizes it has, over all panels."""
-    sizes: dict[str, list[str]] = {}
-    for cell in study.cells:
-        sizes.setdefault(cell.line, []).append(cell.batch_sizes)
-    for line, found in sizes.items():
-        sizes_text = listed(list(dict.fromkeys(found)))
-        yield (f"{line} ({sizes_text})" if line else sizes_text), style[line]
-
-
-def _figures(
-    study: Study, style: dict[str, Style]
-) -> Iterable[tuple[str, str, tuple[Drawing, ...]]]:
-    for metric in METRICS:
-        if not study.measures(metric.column):
-            continue
-        drawings = []
-        for panel in study.panels:
-            cells = study.panel(panel)
-            if not any(row.get(metric.column) is not None
-                       for c in cells for r in c.records for row in r.rows):  # fmt: skip
-                continue
-            for axis, words in AXES.items():
-                figure = draw(cells, metric, axis, style)
-                alt = f"{metric.title} by {words}: {_ends(cells, metric.column)}"
-                drawings.append(Drawing(panel, axis, alt, _embedded(svg(figure))))
-        if drawings:
-            yield metric.title, _figure_note(metric.column), tuple(drawings)
-    yield from _bounds(study, style)
-
-
-def _bounds(
-    study: Study, style: dict[str, Style]
-) -> Iterable[tuple[str, str, tuple[Drawing, ...]]]:
-    """The theory's bound above what was measured, where the constants are known."""
-    drawings, said = [], []
-    for panel in study.panels:
-        held = compared(study.panel(panel))
-        if not held:
-            continue
-        said += [f"{panel}: {each.sentence}" if panel else each.sentence for each in held]
-        for axis in ("epochs", "steps", "samples"):
-            figure = draw_bounds([(each.cell, *each.points(axis)) for each in held], axis, style)
-            alt = f"Bound and measured by {AXES[axis]}: {'; '.join(e.sentence for e in held)}"
-            drawings.append(Drawing(panel, axis, alt, _embedded(svg(figure))))
-    if drawings:
-        note = (
-            "Solid: the least so far of the seeds' mean of ||∇f||², at the start and at the ends "
-            "of epochs; the theorems speak of the least over all steps, which is not above it. "
-            "Dotted: the least of the bounds that hold, for batches drawn with replacement, while "
-            f"a run shuffles. {'. '.join(said)}."
-        )
-        yield "Measured, and the bound on it", note, tuple(drawings)
-
-
-def _figure_note(column: str) -> str:
-    if column == "test_accuracy":
-        return (
-            "Drawn along the way, but nothing was chosen by it: the table and the claims read the "
-            "last epoch alone. The axis leaves out the steep first tenth of the runs."
-        )
-    if column in ("max_loss", "max_gradient_norm"):
-        return (
-            "The largest over the clean training set at the end of each epoch. Assumption 1 wants "
-            "it bounded over all points; this shows the points that the run came to."
-        )
-    if column == "proposition9":
-        return (
-            "√(2 L F) of Proposition 9, with F the largest loss of a sample and L the largest "
-            "secant of a sample's gradient over the epoch. Secants are below the true L, so this "
-            "is an estimate of the paper's bound, and need not be above the largest norm."
-        )
-    if column == "min_full_gradient_norm":
-        return (
-            "The least norm so far, the initial point included. It stands never alone: a small "
-            "norm at a high loss is no success, so see the train loss below."
-        )
-    return "Over the whole clean training set, network in eval mode."
-
-
-def _ends(cells: Sequence[Cell], column: str) -> str:
-    ends = [
-        f"{cell.name} {spread(values)}" for cell in cells if (values := cell.values(last(column)))
-    ]
-    return "at the end " + ", ".join(ends) if ends else "no run has finished"
-
-
-def _thresholds(study: Study, style: dict[str, Style]) -> Iterable[tuple[str, tuple[Drawing, ...]]]:
-    """Samples to a threshold over the whole range of thresholds; never by the test set."""
-    accuracy = next(
-        (c for c in ("validation_accuracy", "train_accuracy") if study.measures(c)), None
-    )
-    for column, rising in ((accuracy, True), (NORM, False)):
-        drawings = []
-        if column is None:
-            continue
-        name = column.replace("_", " ") if rising else "minimum norm"
-        for panel in study.panels:
-            cells = [c for c in study.panel(panel) if c.finished and not c.lost]
-            grid = threshold_grid(cells, column, rising, 40)
-            if len(cells) < 2 or not grid:
-                continue
-            curves = [(c, grid, mean_samples_to(c, column, grid, rising)) for c in cells]
-            figure = draw_thresholds(curves, f"{name} (%)" if rising else name, not rising, style)
-            alt = f"Mean samples until the {name} is first reached, by threshold"
-            drawings.append(Drawing(panel, "", alt, _embedded(svg(figure))))
-        if drawings:
-            yield f"Samples to a {name}", tuple(drawings)
-
-
-def _embedded(data: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(data).decode()
-
-
 # ------------------------------------------------------------------------------------------- table
 
 
@@ -416,7 +297,7 @@ _COLUMNS = (
 
 
 def _table(
-    study: Study, style: dict[str, Style]
+    study: Study, style: dict[str, Style], place: Path | None
 ) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[TableRow, ...]], ...]]:
     shown = [c for c in _COLUMNS if any(cell.values(c.of) for cell in study.cells)]
     groups = []
@@ -428,9 +309,8 @@ def _table(
             finished = f"{len(cell.finished)} of {len(cell.records)}"
             values = [(finished, ""), *(_split(spread(cell.values(c.of), c.text)) for c in shown)]
             marks = frozenset(i for i, winner in enumerate(best, start=1) if winner is cell)
-            rows.append(
-                TableRow(style[cell.line].colour, cell.name, tuple(values), marks, _remark(cell))
-            )
+            colour, files = style[cell.line].colour, _files(cell, place)
+            rows.append(TableRow(colour, cell.name, tuple(values), marks, _remark(cell), files))
         groups.append((panel, tuple(rows)))
     return ("seeds finished", *(column.title for column in shown)), tuple(groups)
 
@@ -449,6 +329,31 @@ def _best(column: _Column, cells: Sequence[Cell]) -> Cell | None:
         if column.best and not cell.lost and (values := cell.values(column.of))
     ]
     return max(ranked, key=lambda pair: pair[0])[1] if len(ranked) > 1 else None
+
+
+def _files(cell: Cell, place: Path | None) -> tuple[tuple[int, str, str], ...]:
+    """Each seed's files, as seen from the page."""
+    if place is None:
+        return ()
+    found = []
+    for record in cell.records:
+        folder = _address(record.folder, place)
+        rows = f"{folder}/epochs.jsonl" if record.rows else ""
+        found.append((record.seed, f"{folder}/run.json", rows))
+    return tuple(found)
+
+
+def _address(folder: Path, place: Path) -> str:
+    """A folder as a link from a page in ``place``, percent-encoded.
+
+    >>> _address(Path("runs/a b/50 %"), Path("runs"))
+    'a%20b/50%20%25'
+    """
+    try:
+        relative = Path(os.path.relpath(folder.absolute(), place.absolute()))
+    except ValueError:  # another drive
+        return folder.absolute().as_uri()
+    return quote(relative.as_posix())
 
 
 def _remark(cell: Cell) -> str:
