@@ -504,9 +504,11 @@ def _claim6(study: Study) -> tuple[list[Comparison], list[str], str]:
             or x.plan.batch_size != y.plan.batch_size
             or x.plan.length != y.plan.length
             or _kind(x.plan.lr) != _kind(y.plan.lr)
+            # Momentum of one course; SGD has none.
+            or ("SGD" not in kinds and _kind(x.plan.beta) != _kind(y.plan.beta))
         ):
             continue
-        where = f"{kinds[0]} against {kinds[1]}"
+        where = f"{_lr_kind(x)} lr, {kinds[0]} against {kinds[1]}".removeprefix(" lr, ")
         margins = ((NORM, math.log1p(NORM_MARGIN)), (ACCURACY, ACCURACY_MARGIN))
         found += [
             compare(where, a, b, measure, "alike", margin=margin)
