@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchramp.experiments import Outcome, Run
     from batchramp.theory import Problem
@@ -31,6 +31,8 @@ Examples:
   batchramp run examples/increasing.toml --out runs/increasing
 
   batchramp reproduce figure1 --scale quick --seeds 3 --out runs/figure1
+
+  batchramp decide --scale quick --seeds 10 --out runs/decide
 
   batchramp report runs/figure1
 """
@@ -49,7 +51,25 @@ _INTERRUPTED = 130
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the runs and the report.")]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", help="Runs at a time, one thread each. Default: the cores.")
+    int | None,
+    typer.Option("--jobs", help="Processes at a time, one thread each. Default: 1; of Ray, all."),
+]
+Vectorise = Annotated[
+    bool, typer.Option("--vectorise", help="Train runs of one shape together, as one program.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="Train on a Ray cluster; its machines must share --out."
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="tensorboard, mlflow or wandb, kept in --out; repeatable."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="Of the data sets. Default: BATCHRAMP_DATA."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Import = Annotated[
@@ -84,6 +104,10 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     as_json: Json = False,
+    vectorise: Vectorise = False,
+    ray: Ray = None,
+    track: Track = None,
+    data: Data = None,
     modules: Import = None,
 ) -> None:
     """Train what FILE.toml says, once for each of its seeds; continues where it was interrupted.
@@ -93,8 +117,8 @@ def run(
     _import(modules)
     from batchramp.experiments import from_file
 
-    runs = from_file(file)
-    _run_and_report(runs, out or Path("runs") / file.stem, jobs, as_json)
+    how = _how(jobs, vectorise, ray, track, data)
+    _run_and_report(from_file(file), out or Path("runs") / file.stem, how, as_json)
 
 
 @app.command()
@@ -102,49 +126,99 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="figure1, figure1-tuning for its lr, or bounds: theory against measurements."
+            help="figure1 ... figure12, a11, baselines, all, one of them with -tuning for its lr, "
+            "or bounds: theory against measurements."
         ),
     ],
-    scale: Annotated[str, typer.Option(help="How large: quick.")] = "quick",
+    scale: Annotated[
+        str | None, typer.Option(help="How large: paper, small or quick. Default: quick.")
+    ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="So many seeds. Default: 3 of figure1, 200 of bounds.")
+        int | None, typer.Option(help="So many seeds. Default: the figure's; 200 of bounds.")
     ] = None,
     part: Annotated[
         str | None, typer.Option(help="Of figure1: all, or main (lr constant and cosine).")
     ] = None,
+    small_batch: Annotated[
+        int | None, typer.Option("--small-batch", help="Where the batch size starts: 8 or 256.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="paper, or released: as the published code has it.")
+    ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option("--tuned", metavar="FILE", help="A tuned.json. Default: the one kept here."),
+    ] = None,
     out: Out = None,
     jobs: Jobs = None,
+    vectorise: Vectorise = False,
+    ray: Ray = None,
+    track: Track = None,
+    data: Data = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cpu.")] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Images in that memory format.")
+    ] = False,
+    autocast: Annotated[
+        bool, typer.Option("--autocast", help="Train in bfloat16 where torch allows it.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Train through torch.compile.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment of the paper and write its report; continues where it was interrupted.
 
     Example: batchramp reproduce figure1 --scale quick --seeds 3 --out runs/figure1
     """
-    from batchramp.experiments import RECIPES, bounds, choose_lr, figure1, figure1_tuning
+    import inspect
+    from dataclasses import replace
 
-    if name not in (*RECIPES, "bounds"):
-        raise ValueError(f"NAME must be one of {', '.join(RECIPES)}, bounds, got {name!r}")
+    from batchramp.experiments import RECIPES, TUNINGS, bounds, choose_lr
+
+    known = {**RECIPES, **TUNINGS}
+    if name not in (*known, "bounds"):
+        raise ValueError(f"NAME must be one of {', '.join(known)}, bounds, got {name!r}")
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
     folder = out or Path("runs") / name
+    given = {
+        "scale": scale,
+        "seeds": None if seeds is None else range(seeds),
+        "part": part,
+        "small_batch": small_batch,
+        "variant": variant,
+        "tuned": None if tuned is None else _json_object(tuned),
+    }
+    given = {option: value for option, value in given.items() if value is not None}
+    changes = {
+        "device": device,
+        "channels_last": channels_last,
+        "autocast": autocast,
+        "compiled": compiled,
+    }
+    changes = {option: value for option, value in changes.items() if value}
     if name == "bounds":
-        for option, given in (("--part", part), ("--jobs", jobs)):
-            if given is not None:
-                raise ValueError(f"{option} is for figure1, got {given}")
-        if scale != "quick":
-            raise ValueError(f"scale must be 'quick' (the only one so far), got {scale!r}")
+        used = {"jobs": jobs, "vectorise": vectorise, "ray": ray, "track": track, "data": data}
+        used = {option: value for option, value in used.items() if value not in (None, False)}
+        _refuse("bounds", {**given, **changes, **used}, ("scale", "seeds"))
+        if scale not in (None, "quick"):
+            raise ValueError(f"scale must be 'quick' (the only one of bounds), got {scale!r}")
         held = bounds(200 if seeds is None else seeds, out=folder)
         said = json.dumps(held.to_dict(), allow_nan=False) if as_json else "\n".join(held.summary())
         typer.echo(said if as_json else f"{said}\nreport: {folder / 'report.html'}")
         return
-    if name == "figure1":
-        runs = figure1(scale, range(seeds or 3), part=part or "all")
-        _run_and_report(runs, folder, jobs, as_json)
+    recipe = known[name]
+    own = list(inspect.signature(recipe).parameters)
+    if name in TUNINGS:
+        own.remove("seeds")  # the rule by which lr is chosen fixes them
+    _refuse(name, given, own)
+    how = _how(jobs, vectorise, ray, track, data)
+    runs = [replace(run, **changes) for run in recipe(**given)]
+    if name not in TUNINGS:
+        _run_and_report(runs, folder, how, as_json)
         return
-    for option, given in (("--seeds", seeds), ("--part", part)):
-        if given is not None:
-            raise ValueError(f"{option} is for figure1; figure1-tuning is fixed, got {given}")
-    outcome = _run_all(figure1_tuning(scale), folder, jobs, as_json)
+    outcome = _run_all(runs, folder, how, as_json)
     if outcome.errors:
         raise typer.Exit(1)
     from batchramp import store
@@ -153,6 +227,55 @@ def reproduce(
     path = folder / "tuned.json"
     store.write(path, (json.dumps(chosen, indent=1) + "\n").encode())
     typer.echo(json.dumps(chosen) if as_json else f"lr of every cell: {path}")
+
+
+@app.command()
+def decide(
+    scale: Annotated[str, typer.Option(help="How large: paper, small or quick.")] = "quick",
+    seeds: Annotated[int, typer.Option(help="So many seeds.")] = 10,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Once more with as many fresh seeds.")
+    ] = False,
+    out: Out = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Processes at a time. Default: the cores.")
+    ] = None,
+    ray: Ray = None,
+    track: Track = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the paper's claims by paired runs; with --repeat once more, in the folder OUT-repeat.
+
+    Example: batchramp decide --scale quick --seeds 10 --out runs/decide
+    """
+    from batchramp import store
+    from batchramp.experiments import decisions
+    from batchramp.experiments.runner import default_jobs
+
+    if seeds < 1:
+        raise ValueError(f"seeds must be an integer >= 1, got {seeds}")
+    first = out or Path("runs") / "decide"
+    second = first.with_name(f"{first.name}-repeat") if repeat else None
+    how = _how(default_jobs() if jobs is None and ray is None else jobs, True, ray, track, data)
+    failed = _run_all(decisions.decide(scale, seeds=range(seeds)), first, how, as_json).errors
+    if second is not None:
+        fresh = decisions.decide(scale, seeds=range(seeds, 2 * seeds))
+        failed += _run_all(fresh, second, how, as_json).errors
+    from batchramp import report as pages
+    from batchramp.report.decisions import conclude
+
+    page = pages.write(first)
+    if failed:  # what is missing could decide otherwise
+        raise typer.Exit(1)
+    conclusion = conclude(first, second)
+    said = conclusion.to_dict()
+    path = first / "decisions.json"
+    store.write(path, (json.dumps(said, indent=1, allow_nan=False) + "\n").encode())
+    if as_json:
+        typer.echo(json.dumps({"report": str(page), "decisions": said}, allow_nan=False))
+    else:
+        typer.echo(f"{conclusion}\ndecisions: {path}\nreport: {page}")
 
 
 @app.command()
@@ -267,6 +390,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The page. Default: FOLDER/report.html.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also its numbers, as CSV.")
+    ] = None,
     as_json: Json = False,
     modules: Import = None,
 ) -> None:
@@ -277,8 +403,11 @@ def report(
     _import(modules)
     from batchramp import report as pages
 
-    path = pages.write(folder, out)
-    typer.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+    paths = {"report": str(pages.write(folder, out))}
+    if csv is not None:
+        pages.write_csv(folder, csv)
+        paths["csv"] = str(csv)
+    typer.echo(json.dumps(paths) if as_json else "\n".join(paths.values()))
 
 
 def main() -> None:
@@ -307,7 +436,7 @@ def main() -> None:
 
 
 def _die(message: str) -> NoReturn:
-    typer.echo(f"batchramp: {' '.join(message.split())}", err=True)
+    _warn(message)
     sys.exit(2)
 
 
@@ -344,8 +473,43 @@ def _constants(
     return None, None, ""
 
 
-def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json: bool) -> None:
-    outcome = _run_all(runs, out, jobs, as_json)
+def _refuse(name: str, given: "Mapping[str, Any]", allowed: "Sequence[str]") -> None:
+    for option in given:
+        if option not in allowed:
+            dashed = ", ".join(f"--{known.replace('_', '-')}" for known in allowed)
+            flag = {"compiled": "compile"}.get(option, option).replace("_", "-")
+            raise ValueError(f"--{flag} is not an option of {name}: its own are {dashed}")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _how(
+    jobs: int | None,
+    vectorise: bool,
+    ray: str | None,
+    track: "Sequence[str] | None",
+    data: Path | None,
+) -> dict[str, Any]:
+    """The arguments of `run_all`, the folder of data sets made known to it and its children."""
+    if data is not None:
+        if not data.is_dir():
+            raise ValueError(f"--data must be a folder, got {data}")
+        os.environ["BATCHRAMP_DATA"] = str(data.resolve())
+    return {"jobs": jobs, "vectorise": vectorise, "ray": ray, "trackers": tuple(track or ())}
+
+
+def _run_and_report(
+    runs: "Sequence[Run]", out: Path, how: "Mapping[str, Any]", as_json: bool
+) -> None:
+    outcome = _run_all(runs, out, how, as_json)
     from batchramp import report as pages
 
     path = pages.write(out)
@@ -367,22 +531,26 @@ def _run_and_report(runs: "Sequence[Run]", out: Path, jobs: int | None, as_json:
         raise typer.Exit(1)
 
 
-def _run_all(runs: "Sequence[Run]", out: Path, jobs: int | None, quiet: bool) -> "Outcome":
+def _run_all(runs: "Sequence[Run]", out: Path, how: "Mapping[str, Any]", quiet: bool) -> "Outcome":
     from batchramp.experiments import run_all
 
     if quiet:
-        outcome = run_all(runs, out, jobs=jobs)
+        outcome = run_all(runs, out, **how, on_warning=_warn)
     else:
-        with _progress(runs) as (on_row, on_end):
-            outcome = run_all(runs, out, jobs=jobs, on_row=on_row, on_end=on_end)
+        with _progress(runs) as calls:
+            outcome = run_all(runs, out, **how, **calls, on_warning=_warn)
     for run, error in outcome.errors:
-        typer.echo(f"batchramp: {run.title} failed: {' '.join(error.split())}", err=True)
+        _warn(f"{run.title} failed: {error}")
     return outcome
 
 
+def _warn(message: str) -> None:
+    typer.echo(f"batchramp: {' '.join(message.split())}", err=True)
+
+
 @contextmanager
-def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
-    """Bars on a terminal: all runs, each active run, its epoch and loss, time left. Else lines."""
+def _progress(runs: "Sequence[Run]") -> "Iterator[dict[str, Any]]":
+    """Bars on a terminal: all runs, each group with its epoch and loss, time left. Else lines."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -392,26 +560,31 @@ def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
         TimeRemainingColumn,
     )
 
+    from batchramp.experiments.runner import title
+
     console = Console()
     ended = 0
     last: dict[Run, dict[str, Any]] = {}
 
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def say(run: "Run", status: str) -> None:
         nonlocal ended
         ended += 1
-        console.print(
-            f"[{ended}/{len(runs)}] {run.title}: {status}{_summary(status, last.get(run))}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        summary = _summary(status, last.get(run))
+        line(f"[{ended}/{len(runs)}] {run.title}: {status}{summary}")
+
+    def announce(group: "Sequence[Run]") -> None:
+        if len(group) > 1:
+            line(f"{title(group)} train together")
 
     if not console.is_terminal:
 
         def remember(run: "Run", row: dict[str, Any]) -> None:
             last[run] = row
 
-        yield remember, say
+        yield {"on_row": remember, "on_end": say, "on_start": announce}
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -424,28 +597,42 @@ def _progress(runs: "Sequence[Run]") -> "Iterator[tuple[Any, Any]]":
     with Progress(*columns, console=console) as bars:
         total = sum(_epochs(run) for run in runs)
         overall = bars.add_task("all runs", total=total, state=f"0/{len(runs)} runs")
-        active: dict[Run, Any] = {}
+        bar_of: dict[Run, Any] = {}
+        left: dict[Any, set[Run]] = {}
+
+        def on_start(group: "Sequence[Run]") -> None:
+            for run in group:  # of a group that failed, repeated run by run
+                leave(run)
+            bar = bars.add_task(title(group), total=sum(map(_epochs, group)), state="")
+            left[bar] = set(group)
+            bar_of.update(dict.fromkeys(group, bar))
+
+        def leave(run: "Run") -> None:
+            bar = bar_of.pop(run, None)
+            if bar is not None:
+                left[bar].discard(run)
+                if not left[bar]:
+                    del left[bar]
+                    bars.remove_task(bar)
 
         def on_row(run: "Run", row: dict[str, Any]) -> None:
+            new = row["epoch"] - (last[run]["epoch"] if run in last else -1)
             last[run] = row
-            if run not in active:
-                active[run] = bars.add_task(run.title, total=_epochs(run), state="")
-                bars.advance(overall, row["epoch"])  # epochs of an earlier start
+            bars.advance(overall, new)  # those of an earlier start with the first
             loss = row["train_loss"]
             shown = "not finite" if loss is None else f"{loss:.4g}"
+            done = sum(last[other]["epoch"] + 1 for other in left[bar_of[run]] if other in last)
             state = f"epoch {row['epoch'] + 1}/{_epochs(run)}  loss {shown}"
-            bars.update(active[run], completed=row["epoch"] + 1, state=state)
-            bars.advance(overall)
+            bars.update(bar_of[run], completed=done, state=state)
 
         def on_end(run: "Run", status: str) -> None:
             say(run, status)
             done = last[run]["epoch"] + 1 if run in last else 0
             bars.advance(overall, _epochs(run) - done)
             bars.update(overall, state=f"{ended}/{len(runs)} runs")
-            if run in active:
-                bars.remove_task(active.pop(run))
+            leave(run)
 
-        yield on_row, on_end
+        yield {"on_row": on_row, "on_end": on_end, "on_start": on_start}
 
 
 def _epochs(run: "Run") -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_help_and_version_need_no_torch() -> None:
         assert expected in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "reproduce", "plan", "measure", "report"])
+@pytest.mark.parametrize("command", ["run", "reproduce", "decide", "plan", "measure", "report"])
 def test_every_command_s_help_has_an_example(command: str, run: Cli) -> None:
     status, out, err = run(command, "--help")
     assert (status, err) == (0, "")
@@ -187,6 +188,124 @@ def test_bounds_are_reproduced(run: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     assert (status, err) == (0, "")
     assert "0 violations" in out
     assert (tmp_path / "held" / "report.html").exists()
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replaces the recipe of figure1 by one of tiny runs. What it was called with."""
+    import batchramp.experiments as experiments
+
+    called: list[dict[str, Any]] = []
+
+    def tiny(
+        scale: str = "quick",
+        seeds: Any = range(2),
+        *,
+        small_batch: int = 8,
+        variant: str = "paper",
+        tuned: Any = None,
+    ) -> list[experiments.Run]:
+        called.append({"scale": scale, "seeds": seeds, "small_batch": small_batch,
+                       "variant": variant, "tuned": tuned})  # fmt: skip
+        plan = batchramp.Plan(epochs=2, batch_size=64, lr=0.05, beta=0.9, gamma=0.7)
+        return [experiments.Run("tiny", plan, "quadratic", seed) for seed in seeds]
+
+    monkeypatch.setitem(experiments.RECIPES, "figure1", tiny)
+    return called
+
+
+def test_a_figure_s_options_reach_its_recipe_and_its_runs(
+    run: Cli, recipes: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHRAMP_DATA", "")  # put back afterwards
+    (tmp_path / "tuned.json").write_text('{"rule": "mine"}')
+    status, _, err = run(
+        "reproduce", "figure1", "--scale", "small", "--seeds", 3, "--small-batch", 256,
+        "--variant", "released", "--tuned", "tuned.json", "--data", tmp_path, "--autocast",
+        "--jobs", 1,
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert recipes == [{"scale": "small", "seeds": range(3), "small_batch": 256,
+                        "variant": "released", "tuned": {"rule": "mine"}}]  # fmt: skip
+    records = store.read_all(tmp_path / "runs" / "figure1")
+    assert [(r.seed, r.status, dict(r.options)) for r in records] == [
+        (seed, "finished", {"autocast": True}) for seed in range(3)
+    ]
+    assert os.environ["BATCHRAMP_DATA"] == str(tmp_path)
+
+
+def test_runs_that_train_together_are_said_to(
+    run: Cli, recipes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    status, out, err = run("reproduce", "figure1", "--vectorise", "--jobs", 1)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "tiny / 2 seeds: 2 runs train together"
+    assert recipes == [{"scale": "quick", "seeds": range(2), "small_batch": 8, "variant": "paper",
+                        "tuned": None}]  # fmt: skip
+    assert [r.status for r in store.read_all(tmp_path / "runs" / "figure1")] == ["finished"] * 2
+
+
+@pytest.mark.parametrize("members", [1, 80])
+def test_the_progress_of_a_terminal_is_one_bar_a_group(
+    members: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from batchramp.experiments import Run
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    plan = batchramp.Plan(epochs=2, batch_size=64, lr=0.05, beta=0.9, gamma=0.7)
+    runs = [Run("x", plan, "quadratic", seed) for seed in range(members)]
+    row = {"train_loss": 0.5, "test_accuracy": None, "min_full_gradient_norm": None,
+           "steps": 4, "seconds": 1.0}  # fmt: skip
+    with cli._progress(runs) as calls:
+        calls["on_start"](runs)
+        for epoch in range(2):
+            for one in runs:
+                calls["on_row"](one, {**row, "epoch": epoch})
+        calls["on_start"](runs[:1])  # repeated alone
+        calls["on_row"](runs[0], {**row, "epoch": 1})
+        for one in runs:
+            calls["on_end"](one, "finished")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out).splitlines()
+    last = next(line for line in reversed(lines) if line.startswith("all runs"))
+    assert f"{members}/{members} runs" in last
+    together = [line for line in lines if line.startswith(f"x / {members} seeds: {members} runs ")]
+    assert bool(together) == (members > 1)
+    assert sum(": finished" in line for line in lines) == members
+
+
+def test_decisions_are_run_concluded_and_repeated(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchramp.experiments import Run, decisions
+    from batchramp.report import decisions as conclusions
+
+    plan = batchramp.Plan(epochs=2, batch_size=64, lr=0.05, beta=0.9, gamma=0.7)
+
+    def decide(scale: str, seeds: Any) -> list[Run]:
+        return [Run("x", plan, "quadratic", seed, experiment=scale) for seed in seeds]
+
+    class Conclusion:
+        def __init__(self, folder: Path, repeated: Path | None) -> None:
+            folders = [folder] if repeated is None else [folder, repeated]
+            self.seeds = [[record.seed for record in store.read_all(path)] for path in folders]
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"seeds": self.seeds}
+
+        def __str__(self) -> str:
+            return f"seeds {self.seeds}"
+
+    monkeypatch.setattr(decisions, "decide", decide)
+    monkeypatch.setattr(conclusions, "conclude", Conclusion)
+    status, out, err = run("decide", "--seeds", 2, "--out", "d", "--jobs", 1)
+    assert (status, err) == (0, "")
+    assert "\nseeds [[0, 1]]\n" in out
+    assert json.loads((tmp_path / "d" / "decisions.json").read_text()) == {"seeds": [[0, 1]]}
+    said = json.loads(run("decide", "--seeds", 2, "--out", "d", "--repeat", "--json").out)
+    assert said["decisions"] == {"seeds": [[0, 1], [2, 3]]}
+    assert [r.seed for r in store.read_all(tmp_path / "d-repeat")] == [2, 3]
 
 
 def test_plan_draws(run: Cli, file: Path, tmp_path: Path) -> None:
@@ -310,7 +429,8 @@ def test_what_run_refuses_is_one_line_and_exit_status_2(
             "--out must be a file in a folder that exists",
         ),
         (("reproduce", "bounds", "--scale", "full"), "scale must be 'quick'"),
-        (("reproduce", "bounds", "--jobs", 2), "--jobs is for figure1"),
+        (("reproduce", "bounds", "--jobs", 2), "--jobs is not an option of bounds: its own are"),
+        (("reproduce", "bounds", "--compile"), "--compile is not an option of bounds"),
         (("plan", "file.toml", "--problem", "a", "--measure", "b"), "exclude each other"),
         (("plan", "plan.toml", "--measure", "mnist"), "task must be one of"),
         (("plan", "file.toml", "--problem", "n.toml", "--epsilon", 0), "epsilon must be"),
@@ -319,17 +439,39 @@ def test_what_run_refuses_is_one_line_and_exit_status_2(
         (("measure", "quadratic", "--seed", -1), "seed must be an integer >= 0"),
         (("measure", "quadratic", "--samples", 1), "samples must be an integer >= 2"),
         (("reproduce", "bounds", "--seeds", 1), "seeds must be an integer >= 2, got 1"),
-        (("reproduce", "bounds", "--part", "all"), "--part is for figure1"),
+        (("reproduce", "bounds", "--part", "all"), "--part is not an option of bounds"),
         (
-            ("reproduce", "figure7"),
-            "NAME must be one of figure1, figure1-tuning, bounds, got 'figure7'",
+            ("reproduce", "figure99"),
+            "a11-tuning, figure10-tuning, baselines-tuning, decide-tuning, bounds, got 'figure99'",
         ),
+        (("reproduce", "figure1", "--data", "nowhere"), "--data must be a folder, got nowhere"),
+        (("reproduce", "figure1", "--tuned", "bad.toml"), "bad.toml is not JSON"),
+        (
+            ("reproduce", "figure1", "--tuned", "list.json"),
+            "list.json must be a JSON object, got a list",
+        ),
+        (("reproduce", "figure1", "--device", "tpu"), "device must be cpu or cuda"),
+        (
+            ("reproduce", "figure1", "--track", "paper"),
+            "tracker must be one of tensorboard, mlflow",
+        ),
+        (
+            ("reproduce", "figure3", "--part", "main"),
+            "--part is not an option of figure3: its own "
+            "are --scale, --seeds, --small-batch, --variant, --tuned",
+        ),
+        (("run", "file.toml", "--data", "nowhere"), "--data must be a folder, got nowhere"),
+        (("decide", "--seeds", 0), "seeds must be an integer >= 1, got 0"),
+        (("decide", "--scale", "full"), "scale must be"),
         (("reproduce", "figure1", "--seeds", 0), "seeds must be an integer >= 1, got 0"),
         (("reproduce", "figure1", "--seeds", -3), "seeds must be an integer >= 1, got -3"),
-        (("reproduce", "figure1", "--scale", "full"), "scale must be 'quick'"),
+        (("reproduce", "figure1", "--scale", "full"), "scale must be"),
         (("reproduce", "figure1", "--part", "half"), "part must be 'all' or 'main', got 'half'"),
-        (("reproduce", "figure1-tuning", "--seeds", 2), "--seeds is for figure1"),
-        (("reproduce", "figure1-tuning", "--part", "all"), "--part is for figure1"),
+        (
+            ("reproduce", "figure1-tuning", "--seeds", 2),
+            "--seeds is not an option of figure1-tuning",
+        ),
+        (("reproduce", "figure1-tuning", "--part", "all"), "its own are --scale"),
         (("report", "nowhere"), "folder nowhere does not exist"),
         (("report", "empty"), "folder empty holds no run"),
         (("report", "half"), "half/run.json is damaged"),
@@ -342,6 +484,7 @@ def test_what_is_refused_is_one_line_and_exit_status_2(
     (tmp_path / "plan.toml").write_text("epochs = 3\nbatch_size = 8")
     (tmp_path / "n.toml").write_text("n = 100\n" + PROBLEM)
     (tmp_path / "bad.toml").write_text(PROBLEM.replace("gradient_bound = 3.0", ""))
+    (tmp_path / "list.json").write_text("[]")
     (tmp_path / "empty").mkdir()
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "run.json").write_text('{"format": 1, "status"')

@@ -26,6 +26,7 @@ from typing import Any, Protocol, final
 
 from batchramp import store
 from batchramp.experiments.run import Run
+from batchramp.experiments.trackers import Trackers
 
 __all__ = ["Outcome", "default_jobs", "run_all", "train"]
 
@@ -111,7 +112,8 @@ def run_all(
             cluster's cores.
         vectorise: train runs together that can be (`batchramp.experiments.vectorised`).
         ray: address of a Ray cluster whose machines share ``out``; None for this machine.
-        trackers: names of `batchramp.experiments.trackers.TRACKERS`, or objects with their methods.
+        trackers: names of `batchramp.experiments.trackers.TRACKERS`, or objects with their methods;
+            one that raises is dropped.
         on_row: called with each epoch's row as it comes.
         on_end: called with each run's status, those finished before included.
         on_start: called with the runs of each group that is handed to a process.
@@ -143,7 +145,7 @@ def run_all(
         [run for run in runs if statuses[run] not in store.ENDED], vectorise, jobs or 1
     )
     with contextlib.ExitStack() as stack:
-        sinks = _Sinks(trackers, out, on_warning)
+        sinks = Trackers(trackers, out, on_warning)
         stack.callback(sinks.close)
         workers: Workers
         if ray is None:
@@ -263,109 +265,6 @@ def _taken(folder: Path) -> bool:
             return False
     except BlockingIOError:
         return True
-
-
-@final
-class _Sinks:
-    """The trackers that have not failed: none of them can lose a run."""
-
-    def __init__(self, trackers: Sequence[Any], out: Path, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._open: list[Any] = []
-        if trackers:
-            from batchramp.experiments.trackers import tracker
-
-            self._open = [tracker(t, out) if isinstance(t, str) else t for t in trackers]
-
-    def row(self, run: Run, row: dict[str, Any]) -> None:
-        self._each("row", run, row)
-
-    def end(self, run: Run, status: str) -> None:
-        self._each("end", run, status)
-
-    def close(self) -> None:
-        self._each("close")
-
-    def _each(self, verb: str, *values: Any) -> None:
-        for sink in list(self._open):
-            try:
-                getattr(sink, verb)(*values)
-            except Exception as error:  # whatever it is, it is not the run's
-                self._open.remove(sink)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                self._warn(f"tracker {type(sink).__name__} is dropped: {reason}")
-
-
-@final
-class _Processes:
-    """Workers of this machine, each a process that is forked from a server and ends by itself."""
-
-    def __init__(self, jobs: int, out: Path) -> None:
-        self._jobs, self._out = jobs, out
-        self._context = _context()
-        self._active: dict[Connection, tuple[Group, Any]] = {}
-
-    def free(self) -> bool:
-        return len(self._active) < self._jobs
-
-    def active(self) -> bool:
-        return bool(self._active)
-
-    def start(self, group: Group) -> None:
-        ours, theirs = self._context.Pipe(duplex=False)
-        given = (group, self._out, theirs, os.environ.get("BATCHRAMP_DATA"))
-        process = self._context.Process(target=_child, args=given)
-        process.start()
-        theirs.close()
-        self._active[ours] = (group, process)
-
-    def receive(self, seconds: float) -> Iterable[tuple[Group, str, Any]]:
-        for ready in wait(list(self._active), timeout=seconds):
-            assert isinstance(ready, Connection)
-            group, process = self._active[ready]
-            kind, value = _receive(ready, process)
-            if kind != "row":
-                del self._active[ready]
-                ready.close()
-                process.join()
-            yield group, kind, value
-
-    def stop(self) -> None:
-        for _, process in self._active.values():
-            process.terminate()
-        for _, process in self._active.values():
-            process.join()
-
-
-@final
-class _Sinks:
-    """The trackers that have not failed: none of them can lose a run."""
-
-    def __init__(self, trackers: Sequence[Any], out: Path, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._open: list[Any] = []
-        if trackers:
-            from batchramp.experiments.trackers import tracker
-
-            self._open = [tracker(t, out) if isinstance(t, str) else t for t in trackers]
-
-    def row(self, run: Run, row: dict[str, Any]) -> None:
-        self._each("row", run, row)
-
-    def end(self, run: Run, status: str) -> None:
-        self._each("end", run, status)
-
-    def close(self) -> None:
-        self._each("close")
-
-    def _each(self, verb: str, *values: Any) -> None:
-        for sink in list(self._open):
-            try:
-                getattr(sink, verb)(*values)
-            except Exception as error:  # whatever it is, it is not the run's
-                self._open.remove(sink)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                self._warn(f"tracker {type(sink).__name__} is dropped: {reason}")
 
 
 @final
