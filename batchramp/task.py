@@ -43,8 +43,8 @@ class Task:
         channels_last: model and batches of images in that memory format.
         autocast: bfloat16 where `torch.autocast` allows it, in the forward pass and the loss of
             training steps; weights, gradients and what is measured stay as they are.
-        compiled: training steps through `torch.compile`; batches of 2 samples or more share one
-            compilation. What is measured is not compiled.
+        compiled: training steps through `torch.compile`. A new batch size compiles nothing, save 1
+            and, for convolutions on a CPU, the first from 16 on. What is measured is not compiled.
         name, model_name: what files call the task and the model.
         device: where to train, "cpu" or "cuda:0".
         problem: the constants of the training loss from the model's start, where they are known
