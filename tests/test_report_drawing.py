@@ -2,6 +2,7 @@
 
 import math
 import re
+from importlib import resources
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,7 +25,7 @@ from batchramp.report.drawing import (
 
 LOOK = Style("#d55e00", "5 1.5")
 # The box that is drawn in, as page.js has it.
-LEFT, RIGHT, TOP, BOTTOM = 640, 4220, 70, 2620
+LEFT, RIGHT, TOP, BOTTOM = 640, 4150, 70, 2620
 
 
 def points(d):
@@ -42,6 +43,12 @@ def read_back(axis, share):
     if axis.log:
         return axis.low * (axis.high / axis.low) ** share
     return axis.low + (axis.high - axis.low) * share
+
+
+def test_the_script_has_the_same_box():
+    script = resources.files("batchramp.report").joinpath("page.js").read_text("utf-8")
+    box = f"left: {LEFT}, right: {RIGHT}, top: {TOP}, bottom: {BOTTOM}"
+    assert box in script
 
 
 def elements(text, kind):
@@ -63,7 +70,7 @@ def test_values_are_read_back_from_the_path(shares, x_log, y_log, falling):
     (path,) = elements(text, "m")
     (found,) = points(path.get("d"))
     across, up = found[:, 0], found[:, 1]
-    np.testing.assert_allclose(x.share(xs), (across - LEFT) / (RIGHT - LEFT), atol=0.5001 / 3580)
+    np.testing.assert_allclose(x.share(xs), (across - LEFT) / (RIGHT - LEFT), atol=0.5001 / 3510)
     np.testing.assert_allclose(y.share(ys), (BOTTOM - up) / (BOTTOM - TOP), atol=0.5001 / 2550)
     said = [float(v) for v in ElementTree.fromstring(text).get("data-axes", "").split(",")]
     assert said == [0.5, 300, x_log, falling, 1e-3, 2, y_log, 0]
@@ -96,7 +103,7 @@ def test_every_part_has_its_words_and_they_are_text():
             Line(evil, np.array([0.0, 1.0]), np.array([0.2, 0.7]), LOOK, end="0.7 at the end"),
             Line(evil, np.array([0.0, 1.0]), np.array([0.2, math.nan]), LOOK, lost=True),
         ),
-        marks=(Mark(0.5, "#222222"), Mark(0.6, "#222222", short=True)),
+        marks=(Mark(0.5, "#222222"), Mark(0.6, "#222222")),
         levels=(Level(0.3, evil),),
         dots=(Dot(0.5, 0.5, "#222222", evil),),
     )

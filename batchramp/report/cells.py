@@ -18,6 +18,9 @@ __all__ = ["Cell", "Study", "studies"]
 
 # In the order in which they are shown; what is not named here follows by its name.
 ROLES = ("increasing", "small", "equal-steps", "best-constant", "large", "lr-decay-twin")
+EXPERIMENTS = (
+    "figure1", "figure4", "figure5", "figure8", "a11", "figure10", "baselines", "decide",
+)  # fmt: skip
 PANELS = ("constant", "inverse-sqrt", "inverse", "cosine", "polynomial")
 
 # Ended, but not where the method leads: shown, marked, and never compared as a result.
@@ -164,7 +167,8 @@ def studies(records: Iterable[Record]) -> list[Study]:
     found: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         found.setdefault((record.experiment, record.task, record.model), []).append(record)
-    return [_study(*key, members) for key, members in sorted(found.items(), key=lambda i: i[0])]
+    keys = sorted(found, key=lambda key: (_order(key[0], EXPERIMENTS), *key))
+    return [_study(*key, found[key]) for key in keys]
 
 
 def _study(experiment: str, task: str, model: str, records: list[Record]) -> Study:

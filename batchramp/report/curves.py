@@ -98,6 +98,7 @@ _ROLE_STYLES = {
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#222222", "#e69f00")
 _DASHES = ("", "5 1.5", "1.5 1", "3 1 1 1", "7 2 1 2")
 _MOST_POINTS = 120
+_MOST_MARKS = 15  # where a batch grows every epoch they would be a wall
 
 Points = tuple[np.ndarray, np.ndarray]
 
@@ -158,7 +159,7 @@ def draw(
         heights = [min(heights[0], level.y), max(heights[1], level.y)]
     # A collapsed run's norm is decades below; it ends at the edge, and the others stay legible.
     room = (heights[1] - heights[0]) / 10 if heights[0] < heights[1] else 0.0
-    edges = (heights[0] / 2, heights[1] * 2) if metric.log else (heights[0] - room, math.inf)
+    edges = (heights[0] / 2, heights[1] * 2) if metric.log else (heights[0] - 0.8 * room, math.inf)
     for cell in cells:
         for record in cell.records:
             if record.rows and state(record) != "finished":
@@ -359,12 +360,13 @@ def _growths(
     found: dict[float, Mark] = {}
     for cell in cells:
         growths = cell.growths
+        if len(growths) > _MOST_MARKS:
+            continue
         rows = max((r.rows for r in cell.records), key=len)
         for epoch in growths:
             x = float(epoch) if axis == "epochs" else _position(rows[epoch - 1], axis)
-            # A batch that grows every epoch has marks at the foot alone: lines would be a wall.
             if across.low <= x <= across.high:
-                found.setdefault(x, Mark(x, style[key(cell)].colour, len(growths) > 15))
+                found.setdefault(x, Mark(x, style[key(cell)].colour))
     return list(found.values())
 
 

@@ -18,7 +18,7 @@ __all__ = ["Axis", "Dot", "HeatMap", "Level", "Line", "Mark", "Plot", "Style", "
 
 # The drawing and the box that is drawn in, in tenths of a pixel.
 _WIDTH, _HEIGHT = 4300, 3100
-_LEFT, _RIGHT, _TOP, _BOTTOM = 640, 4220, 70, 2620
+_LEFT, _RIGHT, _TOP, _BOTTOM = 640, 4150, 70, 2620
 
 
 @final
@@ -103,11 +103,10 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Mark:
-    """A vertical mark at x; ``short`` ones stand at the foot alone."""
+    """A vertical mark at x."""
 
     x: float
     colour: str
-    short: bool = False
 
 
 @final
@@ -166,11 +165,12 @@ def svg(plot: Plot, words: str = "") -> str:
         f'<svg x="{_LEFT}" y="{_TOP}" width="{width}" height="{height}" '
         f'viewBox="{_LEFT} {_TOP} {width} {height}">'
     )
-    parts += [_band(plot, line) for line in plot.lines]
-    parts += [_curve(plot, line) for line in plot.lines]
+    # The first is the last to be drawn: on top.
+    parts += [_band(plot, line) for line in reversed(plot.lines)]
+    parts += [_curve(plot, line) for line in reversed(plot.lines)]
     parts.append("</svg>")
     parts += [_cross(plot, line) for line in plot.lines if line.lost]
-    parts += [_point(plot, dot) for dot in plot.dots]
+    parts += [_point(plot, dot) for dot in reversed(plot.dots)]
     return "".join([*parts, "</svg>"])
 
 
@@ -278,8 +278,7 @@ def _band(plot: Plot, line: Line) -> str:
 
 def _vertical(plot: Plot, mark: Mark) -> str:
     at = _x(plot, np.array([mark.x]))[0]
-    top = _BOTTOM - 100 if mark.short else _TOP
-    return f'<path class="mark" d="M{at} {_BOTTOM}V{top}" stroke="{mark.colour}"/>'
+    return f'<path class="mark" d="M{at} {_BOTTOM}V{_TOP}" stroke="{mark.colour}"/>'
 
 
 def _horizontal(plot: Plot, level: Level) -> str:

@@ -259,7 +259,9 @@ def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, 
         if len(mean) and not cell.lost:
             means.append((x, mean))
     falling = metric.log
-    paper = f"{'below ' if falling else ''}{metric.text(aim)}"
+
+    def text(threshold: float) -> str:
+        return setting(threshold) + ("" if falling else " %")
 
     def reached(threshold: float) -> list[float]:
         firsts = ((x, first_past(mean, threshold, falling)) for x, mean in means)
@@ -268,7 +270,7 @@ def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, 
     def said(threshold: float, reason: str) -> str:
         return (
             f"Dots: where a mean is first {'at most' if falling else 'at least'} "
-            f"{metric.text(threshold)}, at the end of an epoch{reason}."
+            f"{text(threshold)}, at the end of an epoch{reason}."
         )
 
     shares = reached(aim)
@@ -278,7 +280,7 @@ def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, 
         return aim, said(aim, ", the paper’s threshold")
     many = "all" if len(shares) == len(means) else f"{len(shares)} of {len(means)}"
     hows = " early" if 2 * len(shares) > len(means) else ""
-    reason = f" (the paper’s {paper} is reached{hows} by {many} of these runs’ means)"
+    reason = f" (the paper’s {text(aim)} is reached{hows} by {many} of these runs’ means)"
     for needed in (len(means), len(means) // 2 + 1):
         hard = _round_thresholds(falling)
         found = next((t for t in hard if len(reached(t)) >= needed), None)

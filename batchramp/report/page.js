@@ -1,6 +1,6 @@
 // Values under the pointer, read back from the paths: "M x y l dx dy ..." in tenths of a pixel.
 (() => {
-  const box = { left: 640, right: 4220, top: 70, bottom: 2620 };
+  const box = { left: 640, right: 4150, top: 70, bottom: 2620 };
   const tip = document.getElementById("tip");
   const known = new WeakMap();
   let cursor = null;
@@ -27,7 +27,7 @@
         colour: path.getAttribute("stroke"),
         points: points(path.getAttribute("d")),
       };
-    });
+    }).reverse(); // the first of the legend is drawn last
     known.set(svg, lines);
     return lines;
   };

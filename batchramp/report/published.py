@@ -212,8 +212,9 @@ def _beside(reading: Reading, study: Study) -> tuple[str, ...] | None:
     here = spread(values, percent if percents else number)
     name = ", ".join((reading.panel, cell.name))
     quantity = "test accuracy, last epoch" if percents else "minimum norm"
-    remark = f" ({cell.remark})" if cell.remark else ""
-    return (reading.figure, name, quantity, str(reading), here + remark, _apart(reading, values))
+    # What is left where runs were lost would flatter.
+    apart = f"not compared: {cell.remark}" if cell.lost else _apart(reading, values)
+    return (reading.figure, name, quantity, str(reading), here, apart)
 
 
 def _apart(reading: Reading, values: Sequence[float]) -> str:
