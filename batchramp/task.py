@@ -17,10 +17,11 @@ __all__ = ["Task"]
 
 Data = tuple[Tensor, Tensor] | Dataset[Any]
 
-# Samples at a time, and numbers in them, where nothing depends on it but speed and memory: the full
-# gradient keeps every activation, about 5 MB for an image of 3 * 32 * 32 in a ResNet-18.
+# Samples at a time where nothing depends on it but speed and memory; fewer of those of more than
+# 1000 numbers, for the full gradient keeps every activation: of an image of 3 * 32 * 32 in a
+# ResNet-18 about 5 MB.
 _MEASURED_AT_ONCE = 1000
-_NUMBERS_AT_ONCE = 800_000
+_BIG_AT_ONCE = 128
 # What changes a run's numbers without changing what is trained on what.
 _OPTIONS = ("channels_last", "autocast", "compiled")
 
@@ -170,8 +171,7 @@ class Task:
         if data is None:
             return None
         if isinstance(data, tuple):
-            numbers = max(1, data[0][0].numel())
-            at_once = min(_MEASURED_AT_ONCE, max(1, _NUMBERS_AT_ONCE // numbers))
+            at_once = _BIG_AT_ONCE if data[0][0].numel() > 1000 else _MEASURED_AT_ONCE
             batches = zip(*(tensor.split(at_once) for tensor in data), strict=True)
         else:
             # With its own generator: a loader else draws from torch's, and measuring must not.
