@@ -4,7 +4,8 @@ Pillow's side is what torchvision's three transforms run: from an array to a pic
 crop, flip, rotate, and back to a tensor; their own Python overhead and the change to floats are
 left out. Both do the same images with the same draws (drawing is timed with the batch's side only)
 and must agree in every pixel. Rounds alternate in a shuffled order; a ratio is the median over the
-rounds of Pillow's time divided by the batch's in the same round. One thread.
+rounds of Pillow's time divided by the batch's in the same round. One thread, and its processor
+time, which others on the machine change less than the clock's.
 
     python benchmarks/augmentation.py [--quick] [--json FILE]
 """
@@ -28,10 +29,10 @@ SIZES = (8, 256, 4096)
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     for _ in range(times):
         call()
-    return (time.perf_counter() - begin) / times
+    return (time.thread_time() - begin) / times
 
 
 def measure(b: int, rounds: int, images_a_turn: int) -> dict[str, float]:

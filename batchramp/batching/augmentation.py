@@ -151,19 +151,28 @@ def _ramps(draws: Draws, h: int, w: int, padding: int) -> Tensor:
 
 def _gather(inputs: Tensor, out: Tensor, ramps: Tensor) -> None:
     b, c, h, w = inputs.shape
-    start, down, right, last, least = ramps.view(2, 5, b, 1, 1).unbind(1)
-    y = torch.arange(h, dtype=torch.int32, device=inputs.device).view(h, 1)
-    x = torch.arange(w, dtype=torch.int32, device=inputs.device)
-    z = (start + down * y) + right * x
-    # The sign bit, of all bits, says "outside": cheaper than comparisons and a where.
-    outside = (last - z).bitwise_or_(z)
-    outside = outside[0].bitwise_or_(outside[1])
-    inside = outside.bitwise_right_shift_(31).bitwise_not_()
-    z.bitwise_right_shift_(_BITS)
-    index = torch.add(z[1], z[0], alpha=w).add_(least[1] + least[0] * w).bitwise_and_(inside)
+    index, inside = _sources(ramps, h, w)
     index = index.long().view(b, 1, h * w).expand(b, c, h * w)
     torch.gather(inputs.reshape(b, c, h * w), 2, index, out=out.view(b, c, h * w))
-    out.bitwise_and_(inside.to(torch.uint8).unsqueeze(1))
+    out.bitwise_and_(inside.unsqueeze(1))
+
+
+def _sources(ramps: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """Of output pixels ``[b, h, w]``: the source's index, or 0; and all bits, or 0 if outside.
+
+    In place where it can be: fresh memory costs more than the sums.
+    """
+    start, down, right, last, least = ramps.view(2, 5, ramps.shape[2], 1, 1).unbind(1)
+    down = start + down * torch.arange(h, dtype=torch.int32, device=ramps.device).view(h, 1)
+    right = right * torch.arange(w, dtype=torch.int32, device=ramps.device)
+    rows, columns = (down[axis] + right[axis] for axis in (0, 1))
+    # The sign bit, of all bits, says "outside": cheaper than comparisons and a where.
+    outside = (last[0] - rows).bitwise_or_(rows)
+    outside.bitwise_or_((last[1] - columns).bitwise_or_(columns))
+    inside = outside.bitwise_right_shift_(31).bitwise_not_()
+    index = columns.bitwise_right_shift_(_BITS)
+    index.add_(rows.bitwise_right_shift_(_BITS), alpha=w).add_(least[1] + least[0] * w)
+    return index.bitwise_and_(inside), inside.to(torch.uint8)
 
 
 def augment_one_by_one(inputs: Tensor, draws: Draws, padding: int) -> Tensor:

@@ -82,7 +82,7 @@ class Normalise:
                 f"{inputs.dtype} of shape {tuple(inputs.shape)}"
             )
         factor, offset = _factor_and_offset(self, inputs.device)
-        return inputs * factor - offset
+        return (inputs * factor).sub_(offset)
 
 
 @functools.lru_cache(maxsize=32)
