@@ -14,6 +14,7 @@ from test_report_runs import ENDS, figure1, run, write_runs
 from batchramp import report, store
 from batchramp.plan import Plan
 from batchramp.report.cells import studies
+from batchramp.report.claims import judge
 from batchramp.report.curves import AXES, METRICS, draw, styles
 from batchramp.report.drawing import svg
 from batchramp.report.page import render
@@ -337,6 +338,34 @@ def test_how_verdicts_are_formed_is_told_in_full_once():
     text = Page(render(figure1(8))).text
     assert text.count("a decision takes a paired t-test") == 2  # in short at the head of the page
     assert text.count("number of seeds must be fixed beforehand") == 1
+
+
+def test_several_experiments_have_their_places_in_one_page():
+    names = ("figure10", "a11", "figure4", "figure1", "own", "figure8")
+    records = [
+        dataclasses.replace(r, experiment=name) for name in names for r in figure1(2, ("cosine",))
+    ]
+    text = render(records)
+    seen = Page(text)
+    places = [link for link in seen.links if link.startswith("#study")]
+    assert places == [f"#study-{i}" for i in range(1, 7)]
+    order = re.findall(r'<section id="(study-\d)">\n<h2>(\w+),', text)
+    assert [name for _, name in order] == [
+        "figure1",
+        "figure4",
+        "figure8",
+        "a11",
+        "figure10",
+        "own",
+    ]
+    assert text.count("A line is the mean over the seeds that finished") == 1
+    for number in (1, 2, 3, 4, 8, 10):
+        assert f"#claim-{number}" in seen.links
+        assert text.count(f'id="claim-{number}"') == 1
+    # Many comparisons are folded; none is lost.
+    many = len(judge(records).claims[2].sentences)
+    assert f"{many - 1} more sentences" in text
+    assert text.count("cosine, test accuracy:") >= 12
 
 
 def test_every_axis_has_its_tab_and_its_figures():

@@ -435,6 +435,12 @@ def test_every_comparison_has_a_decision_of_its_own():
     assert np.mean(norm.differences) == pytest.approx(np.log(0.05 / 0.02), abs=0.1)
 
 
+def test_runs_that_chose_an_lr_are_not_judged():
+    tuning = [dataclasses.replace(r, experiment="figure1-tuning") for r in figure1(2)]
+    assert {c.verdict for c in judge(tuning).claims} == {"not in these runs"}
+    assert judge([*everything(8), *tuning]) == judge(everything(8))
+
+
 def test_claims_see_several_experiments_at_once():
     said = judge(everything(8)).claims[4]
     places = [d.where for d in said.decisions]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_report_runs import LRS, figure1, plan_of, run
 
+from batchramp import store
 from batchramp.plan import Plan
 from batchramp.report.cells import studies
 from batchramp.report.curves import METRICS, draw, mean_curve, styles
@@ -276,3 +277,32 @@ def test_what_the_paper_shows_is_whole():
         assert all(0 < r.ends[0] <= r.low <= r.high <= r.ends[1] for r in readings)
     assert beside(studies(figure1(1, PANELS))[0]) is not None
     assert beside(studies([run(experiment="own")])[0]) is None
+
+
+def odd(rng):
+    """A few runs with numbers that are missing, zero, or at the ends of floats."""
+    experiment = rng.choice(["figure1", "figure4", "figure5", "figure8", "figure10", "a11", "own"])
+    for seed in range(rng.integers(1, 5)):
+        status = rng.choice(["finished", "finished", "running", "diverged", "collapsed"])
+        record = run(
+            str(rng.choice(["increasing", "small", "lr 0.1"])), str(rng.choice(["constant", ""])),
+            seed, status=str(status), epochs=int(rng.choice([1, 4])), experiment=str(experiment),
+            initial=bool(rng.integers(2)),
+        )  # fmt: skip
+        columns = [c for c in store.COLUMNS if c not in ("epoch", "steps", "samples", "at_chance")]
+        rows = [{**row, rng.choice(columns): rng.choice([None, 0.0, 1e300, 1e-300])}
+                for row in record.rows[: rng.integers(0, 5)]]  # fmt: skip
+        gone = rng.choice(columns)
+        yield dataclasses.replace(record, rows=[{**row, gone: None} for row in rows])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_odd_numbers_make_a_page(seed):
+    rng = np.random.default_rng(seed)
+    (study, *_) = studies(odd(rng))
+    for figure in (*figures(study), *threshold_figures(study)):
+        for drawing in figure.drawings:
+            numbers = [e.get(k, "") for e in ElementTree.fromstring(drawing.svg).iter()
+                       for k in ("d", "x", "y", "cx", "cy", "data-axes")]  # fmt: skip
+            assert not any(word in text for text in numbers for word in ("nan", "inf"))
+    assert render(study.records)

@@ -160,12 +160,13 @@ def judge(records: Iterable[Record]) -> Judgement:
     """Judges the ten claims and the controls by the runs.
 
     Args:
-        records: all runs of the page; compared within one experiment, task and model.
+        records: all runs of the page; compared within one experiment, task and model. Those of
+            an experiment named "...-tuning" chose an lr and are not judged.
 
     >>> judge([]).claims[0].verdict
     'not in these runs'
     """
-    found = studies(records)
+    found = [s for s in studies(records) if not s.experiment.endswith("-tuning")]
     builders = (_claim1, _claim2, _claim3, _claim4, _claim5, _claim6, _claim7, _claim8, _claim9)
     drafts = [_gather(i, builder, found) for i, builder in enumerate(builders, start=1)]
     drafts.append(_claim10(found))

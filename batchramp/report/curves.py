@@ -247,7 +247,7 @@ def draw_bounds(
     ys = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     across = Axis(AXES[axis], 0.0, 1.02 * max(max(line.x) for line in lines if len(line.x)),
                   whole=True)  # fmt: skip
-    heights = [float(ys.min()), float(ys.max())]
+    heights = [float(ys.min()), float(ys.max())] if len(ys) else [0.1, 1.0]
     return Plot(across, _log_axis("min E||∇f||² and its bound", heights), tuple(lines))
 
 
@@ -332,14 +332,15 @@ def _y_axis(metric: Metric, heights: Sequence[float], room: float) -> Axis:
         return Axis(metric.axis, *((0.1, 1.0) if metric.log else (0.0, 1.0)), log=metric.log)
     if metric.log:
         return _log_axis(metric.axis, heights)
-    room = room or max((high - low) / 10, 0.5)
+    room = max(room or 0.5, (high - low) / 10, abs(high) / 1000)
     return Axis(metric.axis, low - room, high + room)
 
 
 def _log_axis(words: str, heights: Sequence[float]) -> Axis:
-    low, high = heights
-    margin = max((high / low) ** 0.05, 1.02)
-    return Axis(words, low / margin, high * margin, log=True)
+    # Logarithms, because a run on its way to diverging can span more than floats divide.
+    low, high = (math.log10(height) for height in heights)
+    margin = max(0.05 * (high - low), 0.01)
+    return Axis(words, 10 ** max(low - margin, -300), 10 ** min(high + margin, 300), log=True)
 
 
 def _spans_decades(cells: Sequence[Cell], axis: str) -> bool:

@@ -69,7 +69,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Round numbers between the ends, at most about seven."""
-        if self.log and self.high / self.low > 1.8:
+        if self.log and math.log10(self.high) - math.log10(self.low) > 0.25:
             found = _log_ticks(self.low, self.high)
             if len(found) > 1:
                 return found
@@ -303,7 +303,7 @@ def _linear_ticks(low: float, high: float, whole: bool) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten.
 
     >>> _linear_ticks(0, 30.6, True), _linear_ticks(0.2, 0.45, False)
-    ([0, 5, 10, 15, 20, 25, 30], [0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
+    ([0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0], [0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
     """
     rough = (high - low) / 6.5
     power = 10.0 ** math.floor(math.log10(rough))
@@ -312,13 +312,12 @@ def _linear_ticks(low: float, high: float, whole: bool) -> list[float]:
         step = max(step, 1.0)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     digits = max(0, -math.floor(math.log10(step)))
-    values = [round(i * step, digits) for i in range(first, last + 1)]
-    return [int(v) if v == int(v) else v for v in values]
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, and between them as many more as there is room for."""
-    decades = math.log10(high / low)
+    decades = math.log10(high) - math.log10(low)
     within = (1, 2, 3, 5, 7) if decades < 1.3 else (1, 2, 5) if decades < 2.4 else (1,)
     every = max(1, math.ceil(decades / 7))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -256,7 +256,7 @@ def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, 
     means = []
     for cell in study.cells:
         x, mean, _, _ = mean_curve(cell, metric, "samples")
-        if len(mean) and not cell.lost:
+        if len(mean) and x[-1] > 0 and not cell.lost:
             means.append((x, mean))
     falling = metric.log
 

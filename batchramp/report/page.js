@@ -35,7 +35,7 @@
   const value = (axis, share) => {
     const [low, high, log, falling] = axis;
     const at = falling ? 1 - share : share;
-    return log ? low * (high / low) ** at : low + (high - low) * at;
+    return log ? low ** (1 - at) * high ** at : low + (high - low) * at;
   };
 
   const said = (v) => Math.abs(v) > 0 && Math.abs(v) < 1e-4

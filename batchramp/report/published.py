@@ -279,7 +279,8 @@ def _orders(readings: Sequence[Reading], study: Study) -> Iterator[tuple[str, ..
             paper += f" {'›' if _clear(before[0], after[0]) else '≈'} {after[1]}"
         name = "test accuracy" if column == ACCURACY else "minimum norm"
         here = " › ".join(each[1] for each in ours)
-        yield figure, f"{name}, {place}", paper, here, f"{alike} of {len(clear)}"
+        pairs = f"{alike} of {len(clear)}" if clear else "–"
+        yield figure, f"{name}, {place}", paper, here, pairs
 
 
 def _clear(a: Reading, b: Reading) -> bool:
