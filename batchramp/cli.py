@@ -140,7 +140,7 @@ def reproduce(
         str | None, typer.Option(help="Of figure1: all, or main (lr constant and cosine).")
     ] = None,
     small_batch: Annotated[
-        int | None, typer.Option("--small-batch", help="The small constant batch: 8, or 256 as in the text.")
+        int | None, typer.Option("--small-batch", help="The batch called small: 8 or 256.")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="paper, or released: as the published code has it.")

@@ -27,8 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"schedules", "plan", "theory", "store"},
     "training": {"plan", "optim", "scheduler", "batching", "store", "task"},
     "experiments": {
-        "schedules", "plan", "measure", "models", "optim", "theory", "store", "data", "task",
-        "training",
+        "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
+        "store", "data", "task", "training",
     },
     "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
 }  # fmt: skip

@@ -40,8 +40,9 @@ _MEAN, _STD = 0.2860, 0.3530
 class ImageSet(NamedTuple):
     """Images and their classes, in three disjoint parts.
 
-    Each part is ``(images, classes)``: float32 of shape ``[n, 1, 28, 28]``, normalised by the
-    training set's mean and standard deviation, and int64 of shape ``[n]`` in 0..9.
+    Each part is ``(images, classes)``, classes int64 of shape ``[n]``. Fashion-MNIST's images are
+    float32 of shape ``[n, 1, 28, 28]``, normalised by the training set's mean and standard
+    deviation; CIFAR's are uint8 of shape ``[n, 3, 32, 32]``.
     """
 
     train: tuple[Tensor, Tensor]
