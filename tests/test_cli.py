@@ -335,9 +335,10 @@ def test_run_trains_and_reports_and_a_second_time_only_reports(
         {"run": "mine/seed-0", "status": "finished"}, {"run": "mine/seed-1", "status": "finished"},
     ]  # fmt: skip
     assert "finished before" in run("run", file).out
-    assert json.loads(run("report", tmp_path / "runs", "--json").out) == {
-        "report": str(tmp_path / "runs" / "report.html")
-    }
+    assert json.loads(run("report", tmp_path / "runs", "--csv", "a.csv", "--json").out) == {
+        "report": str(tmp_path / "runs" / "report.html"), "csv": "a.csv",
+    }  # fmt: skip
+    assert len((tmp_path / "a.csv").read_text().splitlines()) > 1
 
 
 def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_path: Path) -> None:
@@ -523,23 +524,27 @@ class SawtoothOfTheTest(Schedule):
 """
 
 
-def test_a_schedule_of_one_s_own_is_trained_and_reported(run: Cli, tmp_path: Path) -> None:
+def test_a_schedule_of_one_s_own_is_trained_and_reported(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine.py").write_text(SAWTOOTH)
     (tmp_path / "file.toml").write_text(
         replaced('"Exponential", start = 32, factor = 2, every = 1', '"SawtoothOfTheTest", '
                  "low = 16, high = 64")
     )  # fmt: skip
-    command = [sys.executable, "-m", "batchramp.cli", "run", "file.toml", "--json"]
-    done = subprocess.run(
-        [*command, "--import", "mine"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    status, _, err = run("run", "file.toml", "--json", "--import", "mine")
+    assert (status, err) == (0, "")
     for path in (tmp_path / "runs").rglob("epochs.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert [row["batch_size"] for row in rows] == [16, 64, 16]
-    status, out, err = run("report", "runs")  # here, where nobody has imported it
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "'SawtoothOfTheTest'; --import names a module of yours" in err
+    done = subprocess.run(  # where nobody has imported it
+        [sys.executable, "-m", "batchramp.cli", "report", "runs"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(batchramp.__file__).parent.parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "'SawtoothOfTheTest'; --import names a module of yours" in done.stderr
 
 
 @pytest.mark.slow

@@ -287,6 +287,27 @@ def test_one_bad_member_takes_none_with_it(tmp_path: Path) -> None:
     assert store.read(bad).status == "failed"
 
 
+def test_a_killed_group_goes_on_one_by_one(tmp_path: Path) -> None:
+    plan = Plan(epochs=30, batch_size=16, lr=0.01, beta=0.9, gamma=0.7)
+    given = runs("a", "b", "c", plan=plan)
+    killed: list[int] = []
+    warned: list[str] = []
+
+    def kill_once(run: Run, row: dict[str, Any]) -> None:
+        if not killed:
+            (child,) = multiprocessing.active_children()
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            killed.append(child.pid)
+
+    outcome = run_all(given, tmp_path, vectorise=True, on_row=kill_once, on_warning=warned.append)
+    assert outcome == Outcome(("finished",) * 3, ())
+    (line,) = warned
+    assert "exit code -9" in line
+    for run in given:
+        assert [row["epoch"] for row in rows(tmp_path / run.folder)] == list(range(30))
+
+
 def test_a_member_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
     given = grid(3)
     held = store.lock(tmp_path / given[1].folder)
