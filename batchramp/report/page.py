@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from batchramp import store
 from batchramp.report.cells import (
@@ -76,7 +77,7 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     folder = Path(folder)
     records = read_all(folder)
     path = folder / "report.html" if out is None else Path(out)
-    if path.is_dir() or not path.parent.is_dir():
+    if path.is_dir() or not path.parent.is_dir() or (path.parent / CSV).is_dir():
         raise ValueError(f"out must be a file in a folder that exists, got {path}")
     page = render(records, path.parent)
     store.write(path.parent / CSV, csv_text(records, folder).encode())
@@ -94,15 +95,9 @@ def render(records: Sequence[Record], place: Path | None = None) -> str:
     >>> render([]).startswith("<!doctype html>")
     True
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["tidy"] = _tidy
-    here = resources.files("batchramp.report")
-    template = here.joinpath("page.html.j2").read_text("utf-8")
     found = studies(records)
     judgement = judge(records)
-    return environment.from_string(template).render(
+    return _template().render(
         title=listed(list(dict.fromkeys(s.experiment or s.task for s in found))) or "no runs",
         facts=_facts(records),
         noted=any(record.note for record in records),
@@ -112,11 +107,24 @@ def render(records: Sequence[Record], place: Path | None = None) -> str:
         spoken=[c for c in judgement.claims if c.verdict != SILENT],
         silent=[c for c in judgement.claims if c.verdict == SILENT],
         axes=AXES,
-        script=here.joinpath("page.js").read_text("utf-8").strip(),
+        script=_part("page.js").strip(),
         unfinished=_unfinished(found),
         runs=len(records),
         several=len(found) > 1,
     )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["tidy"] = _tidy
+    return environment.from_string(_part("page.html.j2"))
+
+
+def _part(name: str) -> str:
+    return resources.files("batchramp.report").joinpath(name).read_text("utf-8")
 
 
 def _tidy(text: str) -> str:
