@@ -33,6 +33,9 @@ __all__ = ["Drawing", "Figure", "figures", "threshold_figures"]
 ACCURACY, NORM, LOSS = METRICS[:3]
 
 
+_EARLY = 0.1  # of the run
+
+
 @final
 @dataclass(frozen=True)
 class Drawing:
@@ -250,8 +253,9 @@ def _by_samples(
 def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, str]:
     """The paper's threshold if it tells these runs apart; else a round one that they reach.
 
-    The paper's is kept where most means reach it and not all of them in the first tenth of the
-    run. Another is the hardest round number that all means reach, or else most.
+    A threshold tells them apart where most means reach it, and most of those after the first tenth
+    of the run. Another is the hardest round number that all means reach and that does so; or else
+    that most reach.
     """
     means = []
     for cell in study.cells:
@@ -273,20 +277,24 @@ def _threshold(study: Study, metric: Metric, aim: float) -> tuple[float | None, 
             f"{text(threshold)}, at the end of an epoch{reason}."
         )
 
-    shares = reached(aim)
+    def tells(threshold: float, needed: int) -> bool:
+        shares = reached(threshold)
+        return len(shares) >= needed and 2 * sum(s > _EARLY for s in shares) > len(shares)
+
     if not means:
         return None, "No policy has finished."
-    if 2 * len(shares) > len(means) and max(shares) > 0.1:
+    most = len(means) // 2 + 1
+    if tells(aim, most):
         return aim, said(aim, ", the paper’s threshold")
-    many = "all" if len(shares) == len(means) else f"{len(shares)} of {len(means)}"
-    hows = " early" if 2 * len(shares) > len(means) else ""
-    reason = f" (the paper’s {text(aim)} is reached{hows} by {many} of these runs’ means)"
-    for needed in (len(means), len(means) // 2 + 1):
-        hard = _round_thresholds(falling)
-        found = next((t for t in hard if len(reached(t)) >= needed), None)
+    shares = reached(aim)
+    early = sum(s <= _EARLY for s in shares)
+    reason = f" (the paper’s {text(aim)} is reached by {len(shares)} of {len(means)} means"
+    reason += f", {early} of them in the first tenth of the run)" if early else ")"
+    for needed in (len(means), most):
+        found = next((t for t in _round_thresholds(falling) if tells(t, needed)), None)
         if found is not None:
             return found, said(found, reason)
-    return None, f"No round threshold is reached by most means{reason}."
+    return None, f"No round threshold tells these runs apart{reason}."
 
 
 def _round_thresholds(falling: bool) -> list[float]:
