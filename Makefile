@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 OUT ?= runs/figure1
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: run test slow check bench clean
 
@@ -13,10 +14,10 @@ test slow: export OMP_NUM_THREADS := 1
 test slow: export OMP_WAIT_POLICY := passive
 
 run: $(VENV)/ready
-	$(BIN)/batchramp reproduce figure1 --scale quick --part main --seeds 3 --out $(OUT)
+	$(BIN)/batchramp reproduce figure1 --scale quick --part main --seeds 3 --jobs $(JOBS) --out $(OUT)
 
 test: $(VENV)/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS)
 
 slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
@@ -32,6 +33,8 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/training_run.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/theory.py
+	$(BIN)/python benchmarks/augmentation.py
+	$(BIN)/python benchmarks/vectorised.py
 
 # torch comes first and pinned: without the pin, pip takes gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -1,10 +1,16 @@
-"""What tests share: property tests draw the same examples every time, and have no deadline."""
+"""What tests share: property tests draw the same examples every time, however slow a busy machine."""
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 
