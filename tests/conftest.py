@@ -1,4 +1,4 @@
-"""What tests share: property tests draw the same examples every time, however slow a busy machine."""
+"""What tests share: property tests draw the same examples every time, however busy the machine."""
 
 import pytest
 import torch
