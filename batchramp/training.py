@@ -16,16 +16,12 @@ from torch.optim import Optimizer
 from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
 from batchramp.optim import QHM
-from batchramp.plan import HYPERPARAMETERS, Plan, Values
+from batchramp.plan import Plan, Values
+from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, row_of, status_of
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
 
 __all__ = ["Fit", "Task", "fit", "scheduled"]
-
-# Steps between looks at the loss; each look makes a GPU wait.
-_STEPS_BETWEEN_CHECKS = 100
-# A classifier that does no better than a constant answer for so long has collapsed.
-_EPOCHS_AT_CHANCE = 3
 
 
 @final
@@ -116,14 +112,14 @@ def fit(
         scheduler = scheduled(optimizer, model.parameters(), plan, fields)
         opt = scheduler.optimizer
 
-        at, rows, initial = _Progress(), [], None
+        at, rows, initial = Progress(), [], None
         if folder is not None:
             store.existing(folder, what, resume)  # refused before the lock leaves its file
             stack.enter_context(store.lock(folder))
             record = store.existing(folder, what, resume)
             saved = None if record is None else store.load_checkpoint(record)
             if record is not None and saved is not None:
-                at = _Progress(**store.restore(saved, sampler, model, opt, task.device))
+                at = Progress(**store.restore(saved, sampler, model, opt, task.device))
                 rows, initial = store.cut_rows(folder, at.epoch), record.initial
                 if record.status != at.status:
                     store.finish(folder, at.status)
@@ -137,19 +133,12 @@ def fit(
             before = _copied(model) if constants else None
             values = _train_epoch(task, network, loader, scheduler, at)
             measured = store.finite(task.measure(model, constants=constants, previous=before))
-            least = _least([initial, *rows, measured])
-            row = {
-                **{name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")},
-                **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
-                **measured,
-                "min_full_gradient_norm": least["full_gradient_norm"],
-                "loss_at_min_norm": least["train_loss"],
-            }
+            row = row_of(at, values, measured, [initial, *rows])
             rows.append(row)
             at.epoch += 1
             sampler.set_epoch(at.epoch)
             if at.status == "running":
-                at.status = _status(initial, rows, sampler.epochs)
+                at.status = status_of(initial, rows, sampler.epochs)
             # Taken whether saved or not, so that saving changes no number: QHM folds the scales of
             # its fused buffers, which rounds.
             checkpoint = store.checkpoint(asdict(at), sampler, model, opt, task.device)
@@ -163,19 +152,8 @@ def fit(
         return Fit(at.status, rows, initial, model)
 
 
-@dataclass
-class _Progress:
-    """How far a run is."""
-
-    epoch: int = 0
-    steps: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    status: str = "running"
-
-
 def _train_epoch(
-    task: Task, network: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: _Progress
+    task: Task, network: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: Progress
 ) -> Values:
     """One pass over the data. Returns what was planned at its end."""
     plan, optimizer = scheduler.plan, scheduler.optimizer
@@ -191,7 +169,7 @@ def _train_epoch(
         optimizer.step()
         at.steps += 1
         at.samples += len(targets)
-        if at.steps % _STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
+        if at.steps % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
             at.status = "diverged"
             break
     if task.device.startswith("cuda"):
@@ -202,22 +180,6 @@ def _train_epoch(
 
 def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def _least(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row of the smallest full-gradient norm, as far as norms are finite."""
-    norm = "full_gradient_norm"
-    return min(rows, key=lambda row: math.inf if row[norm] is None else row[norm])
-
-
-def _status(initial: Mapping[str, Any], rows: list[dict[str, Any]], epochs: int) -> str:
-    if None in (rows[-1]["train_loss"], rows[-1]["full_gradient_norm"]):
-        return "diverged"
-    stuck = sum(row["at_chance"] for row in rows[-_EPOCHS_AT_CHANCE:]) == _EPOCHS_AT_CHANCE
-    was_better = not all(row["at_chance"] for row in (initial, *rows))
-    if stuck and (was_better or len(rows) == epochs):
-        return "collapsed"
-    return "finished" if len(rows) == epochs else "running"
 
 
 def scheduled(

@@ -21,14 +21,15 @@ ALLOWED: dict[str, set[str]] = {
     "batching": {"plan"},
     "theory": {"schedules", "plan"},
     "store": {"plan"},
+    "progress": {"plan"},
     "testing": {"schedules", "plan"},
     "data": {"theory"},
     "task": {"batching", "measure", "theory"},
     "report": {"schedules", "plan", "theory", "store"},
-    "training": {"plan", "optim", "scheduler", "batching", "store", "task"},
+    "training": {"plan", "optim", "scheduler", "batching", "store", "progress", "task"},
     "experiments": {
         "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
-        "store", "data", "task", "training",
+        "store", "progress", "data", "task", "training",
     },
     "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
 }  # fmt: skip

@@ -278,3 +278,22 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
     assert "draws random numbers" in obstacle(task)
     with pytest.raises(ValueError, match="cannot be vectorised: custom draws random numbers"):
         train_together(task, [Member(plan(), 0)])
+
+
+def test_without_the_tracer_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from batchramp.experiments import tracing
+
+    task = tasks.load("quadratic")
+    plan = Plan(epochs=4, batch_size=2, lr=0.02, beta=0.9, gamma=0.7)  # traced after 100 steps
+
+    def rows() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        members = [Member(plan, seed) for seed in (0, 1)]
+        train_together(task, members, on_row=lambda _, row: found.append(row))
+        return found
+
+    with_it = rows()
+    monkeypatch.setattr(tracing, "make_fx", None)
+    for a, b in zip(with_it, rows(), strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-10)
+        assert a["full_gradient_norm"] == pytest.approx(b["full_gradient_norm"], rel=1e-10)

@@ -18,35 +18,26 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.func import functional_call, grad_and_value, vmap
-from torch.fx import Graph, GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
+from batchramp.experiments.tracing import Traced, can_trace, traced
 from batchramp.measure import evaluate
 from batchramp.optim import QHM
 from batchramp.plan import HYPERPARAMETERS, Plan
+from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, row_of, status_of
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
-from batchramp.training import (
-    _STEPS_BETWEEN_CHECKS,
-    _least,
-    _Progress,
-    _status,
-    scheduled,
-)
+from batchramp.training import scheduled
 
 if TYPE_CHECKING:
-    from batchramp.experiments.recipes import Run
-
-aten = torch.ops.aten
+    from batchramp.experiments.run import Run
 
 __all__ = ["Member", "obstacle", "together", "train_together"]
 
@@ -286,14 +277,14 @@ class _Run:
         self.model = task.model().to(task.device)
         self.sampler = ScheduledBatchSampler(member.plan, task.n, seed=member.seed)
         self.scheduler = scheduled(QHM, self.model.parameters(), member.plan)
-        self.at, self.rows = _Progress(), []
+        self.at, self.rows = Progress(), []
         self.initial: Mapping[str, float | None] | None = None
         if self.folder is not None:
             record = store.existing(self.folder, self.what, resume=True)
             saved = None if record is None else store.load_checkpoint(record)
             if record is not None and saved is not None:
                 parts = (self.sampler, self.model, self.scheduler.optimizer, task.device)
-                self.at = _Progress(**store.restore(saved, *parts))
+                self.at = Progress(**store.restore(saved, *parts))
                 self.rows, self.initial = store.cut_rows(self.folder, self.at.epoch), record.initial
                 if record.status != self.at.status:
                     store.finish(self.folder, self.at.status)
@@ -313,19 +304,11 @@ class _Run:
         assert self.initial is not None
         at, measured = self.at, store.finite(measured)
         values = self.plan.at(self.scheduler.last_epoch)
-        least = _least([self.initial, *self.rows, measured])
-        row = {
-            **{name: getattr(at, name) for name in ("epoch", "steps", "samples", "seconds")},
-            **{name: getattr(values, name) for name in ("batch_size", *HYPERPARAMETERS)},
-            **measured,
-            "min_full_gradient_norm": least["full_gradient_norm"],
-            "loss_at_min_norm": least["train_loss"],
-        }
-        self.rows.append(row)
+        self.rows.append(row_of(at, values, measured, [self.initial, *self.rows]))
         at.epoch += 1
         self.sampler.set_epoch(at.epoch)
         if at.status == "running":
-            at.status = _status(self.initial, self.rows, self.sampler.epochs)
+            at.status = status_of(self.initial, self.rows, self.sampler.epochs)
 
     def checkpoint(self) -> dict[str, Any]:
         """As `fit` takes it, in tensors of its own."""
@@ -420,7 +403,7 @@ class _Stack:
             self.optimizer.state[p] = {"momentum_buffer": d, "scale": 1.0}
         self.data = [t.to(task.device) for t in task.train]
         self.uses: Counter[int] = Counter()
-        self.traced: dict[int, _Traced] = {}
+        self.traced: dict[int, Traced] = {}
 
     # ------------------------------------------------------------------------------- training
 
@@ -439,7 +422,7 @@ class _Stack:
                 self._set_tick(tick)
             steps += 1
             samples += targets.shape[1]
-            losses = self._gradient(inputs, targets, steps % _STEPS_BETWEEN_CHECKS == 0)
+            losses = self._gradient(inputs, targets, steps % STEPS_BETWEEN_CHECKS == 0)
             self.optimizer.step()
             if losses is not None and not losses.isfinite().all():
                 for r in (~losses.isfinite()).nonzero().flatten().tolist():
@@ -521,12 +504,12 @@ class _Stack:
         step = self.traced.get(size)
         if step is None:
             of_all = vmap(grad_and_value(_loss(self.task, self.model)), randomness="error")
-            if self.uses[size] < _WORTH_TRACING:
+            if self.uses[size] < _WORTH_TRACING or not can_trace():
                 gradients, losses = of_all(self.parameters, self.rest, inputs, targets)
                 for name, gradient in gradients.items():
                     self.gradients[name].copy_(gradient)
                 return losses if wanted else None
-            step = _traced(of_all, self.parameters, self.rest, inputs, targets, self.gradients)
+            step = traced(of_all, self.parameters, self.rest, inputs, targets, self.gradients)
             self.traced[size] = step
         with torch.inference_mode():
             return (step.with_losses if wanted else step.alone)(inputs, targets)
@@ -636,194 +619,6 @@ class _Known(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return next(self.outputs)
-
-
-def _traced(
-    function: Callable[..., Any],
-    parameters: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    gradients: Mapping[str, Tensor],
-) -> "_Traced":
-    """``function`` as the list of torch's calls that it makes, without those that do nothing.
-
-    Args:
-        function: ``function(parameters, rest, inputs, targets)`` returns gradients and losses.
-        parameters, rest: where they lie, to be read (and ``rest`` written) at every call.
-        inputs, targets: a batch, of the shape and strides that all batches will have.
-        gradients: where to write the gradients.
-
-    Returns:
-        Functions of inputs and targets that leave the gradients.
-    """
-    names = list(parameters), list(rest)
-    count = len(parameters)
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        own = dict(zip(names[0], tensors[:count], strict=True))
-        held = dict(zip(names[1], tensors[count:-2], strict=True))
-        found, losses = function(own, held, *tensors[-2:])
-        return [*(found[name] for name in names[0]), losses]
-
-    # Of copies: tracing runs what it traces, batch norms' running statistics included.
-    given = (*parameters.values(), *(t.clone() for t in rest.values()), inputs, targets)
-    module = make_fx(flat)(*given)
-    graph = module.graph
-    with torch.no_grad():
-        _Shapes(module).run(*given, enable_io_processing=False)
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    # Where in memory these lie never changes: neither do views of them.
-    fixed = dict(zip(places, (*parameters.values(), *rest.values()), strict=False))
-    if not any(_writes(node) for node in graph.nodes):
-        _simplify(graph, fixed)
-    graph.eliminate_dead_code()
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    *found, losses = output.args[0]
-    for node, where in zip(found, gradients.values(), strict=True):
-        _write_into(graph, output, node, _place(graph, fixed, where))
-    _make_views(graph, fixed)
-
-    def returning(value: Node | None) -> Callable[..., Any]:
-        output.args = (value,)
-        own, kept = Graph(), {}
-        own.output(own.graph_copy(graph, kept))
-        own.eliminate_dead_code()
-        for node in own.nodes:
-            node.target = _DIRECT.get(node.target, node.target)
-        used = []
-        for node, lying in fixed.items():
-            if kept[node].users:
-                used.append(lying)
-            else:
-                own.erase_node(kept[node])
-        return functools.partial(GraphModule(module, own).forward, *used)
-
-    return _Traced(returning(losses), returning(None))
-
-
-class _Traced(NamedTuple):
-    """A step's gradients, with the losses that few steps are asked for and without."""
-
-    with_losses: Callable[[Tensor, Tensor], Tensor]
-    alone: Callable[[Tensor, Tensor], None]
-
-
-class _Shapes(Interpreter):
-    """Notes the shape of every value in a graph, and the values that are always the same."""
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        n.meta["shape"] = value.shape if isinstance(value, Tensor) else None
-        given = n.all_input_nodes
-        from_constants = given and all("constant" in node.meta for node in given)
-        if n.op == "call_function" and (n.target in _CONSTANT or from_constants):
-            n.meta["constant"] = value
-        return value
-
-
-_CONSTANT = (
-    aten.scalar_tensor.default,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.new_zeros.default,
-)
-_VIEWS = (aten.view.default, aten.transpose.int, aten.unsqueeze.default, aten.expand.default)
-# What can write its result where it is told.
-_INTO: dict[Any, OpOverload] = {
-    aten.bmm.default: aten.bmm.out,
-    aten.sum.dim_IntList: aten.sum.IntList_out,
-}
-# The same calls by a shorter way: 1 microsecond less each.
-_DIRECT: dict[Any, Callable[..., Any]] = {
-    aten.add.Tensor: torch.add,
-    aten.bmm.default: torch.bmm,
-    aten.bmm.out: torch.bmm,
-    aten.mul.Tensor: torch.mul,
-    aten.relu.default: torch.relu,
-    aten.sum.IntList_out: torch.sum,
-    aten.transpose.int: torch.transpose,
-    aten.unsqueeze.default: torch.unsqueeze,
-    aten.view.default: Tensor.view,
-}
-
-
-def _writes(node: Node) -> bool:
-    """Whether a node writes into what it is given."""
-    if not isinstance(node.target, OpOverload):
-        return False
-    # Batch norms write their running statistics, and do not say so.
-    return node.target._schema.is_mutable or "batch_norm" in str(node.target)
-
-
-def _place(graph: Graph, fixed: dict[Node, Tensor], value: Tensor) -> Node:
-    """A new argument of the graph, that will always be ``value``."""
-    last = list(fixed)[-1]
-    with graph.inserting_after(last):
-        node = graph.placeholder(f"fixed_{len(fixed)}")
-    node.meta["shape"] = value.shape
-    fixed[node] = value
-    return node
-
-
-def _simplify(graph: Graph, fixed: dict[Node, Tensor]) -> None:
-    """Leaves out calls that return what they are given, always the same, or what another has."""
-    known: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        same = _same_as(node)
-        if "constant" in node.meta:
-            same = _place(graph, fixed, node.meta["constant"])
-        if same is None:
-            key = (node.target, repr(node.args), repr(node.kwargs))
-            same = known.setdefault(key, node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-
-
-def _make_views(graph: Graph, fixed: dict[Node, Tensor]) -> None:
-    """Takes views of what lies where it lies, once and for all."""
-    for node in list(graph.nodes):
-        first = node.args[0] if node.args else None
-        if node.target in _VIEWS and first in fixed:
-            with torch.no_grad():
-                view = cast("OpOverload", node.target)(fixed[cast("Node", first)], *node.args[1:])
-            node.replace_all_uses_with(_place(graph, fixed, view))
-            graph.erase_node(node)
-
-
-def _same_as(node: Node) -> Node | None:
-    """What a node returns unchanged, if it does."""
-    first = node.args[0] if node.args else None
-    if not isinstance(first, Node):
-        return None
-    if node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
-        return first if node.meta["shape"] == first.meta["shape"] else None
-    if node.target is aten.mul.Scalar:
-        return first if node.args[1] == 1 else None
-    if node.target is aten.transpose.int and first.target is aten.transpose.int:
-        rank = len(node.meta["shape"])
-        swaps = [{cast("int", dim) % rank for dim in each.args[1:]} for each in (node, first)]
-        before = first.args[0]
-        return before if swaps[0] == swaps[1] and isinstance(before, Node) else None
-    return None
-
-
-def _write_into(graph: Graph, output: Node, node: Node, place: Node) -> None:
-    """Has ``node`` leave its value in ``place``: computed there if it can be, or else copied."""
-    maker = node
-    while maker.target is aten.view.default and len(maker.users) == 1:
-        assert isinstance(maker.args[0], Node)
-        maker = maker.args[0]
-    if maker.target in _INTO and len(maker.users) == 1:
-        with graph.inserting_before(maker):
-            out = graph.call_function(aten.view.default, (place, list(maker.meta["shape"])))
-            graph.call_function(_INTO[maker.target], maker.args, {**maker.kwargs, "out": out})
-        return
-    with graph.inserting_before(output):
-        graph.call_function(aten.copy_.default, (place, node))
 
 
 def _loss(task: Task, model: nn.Module, *, outputs: bool = False) -> Callable[..., Any]:
