@@ -275,3 +275,17 @@ def test_bad_input_is_refused_in_one_line():
         with pytest.raises(ValueError, match=message) as error:
             gradient_bound(**given)
         assert "\n" not in str(error.value)
+
+
+def test_a_parameter_that_is_one_number_has_a_gradient_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.scale * x
+
+    x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    found = gradient_bound(Scaled(), nn.functional.mse_loss, [(x, torch.zeros_like(x))])
+    assert found.max_gradient_norm == pytest.approx(2 * 2 * 9)  # d/ds (s x)^2 at s = 2, x = 3

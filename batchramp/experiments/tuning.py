@@ -107,7 +107,6 @@ def tuning_runs(
                 experiment=f"{experiment}-tuning",
                 label=f"{cell.label} lr {lr}",
                 setting=dataclasses.replace(cell.setting, task=task),
-                constants=False,
             )
             runs += [named.run(lr, seed) for seed in seeds]
     return runs

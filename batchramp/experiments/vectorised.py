@@ -590,7 +590,7 @@ class _Stack:
                 count += len(y)
             found.append(torch.cat(outputs, 1))
         # In float64, as `full_gradient_norm`: a sum of millions of squares in float32 loses digits.
-        squares = [sum_.flatten(1).double().square().sum(1) for sum_ in total.values()]
+        squares = [sum_.reshape(len(sum_), -1).double().square().sum(1) for sum_ in total.values()]
         norms = torch.stack(squares).sum(0).sqrt() / count
         return found, norms.tolist()
 

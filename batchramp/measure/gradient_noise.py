@@ -260,7 +260,7 @@ def squared_norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """||g_i||² of every sample, in float64 across parameters."""
     # Within a parameter in its own dtype: torch sums pairwise, and float64 would take twice as
     # long (measured), most of the time of a measurement.
-    parts = [g.flatten(1).square().sum(1).double() for g in gradients.values()]
+    parts = [g.reshape(len(g), -1).square().sum(1).double() for g in gradients.values()]
     return torch.stack(parts).sum(0)
 
 
