@@ -410,6 +410,46 @@ def restore(
         raise ValueError(f"checkpoint is damaged or of another run: {reason}") from None
 
 
+def resume(
+    folder: Path,
+    identity: Mapping[str, Any],
+    sampler: Any,
+    model: Any,
+    optimizer: Any,
+    device: str,
+    *,
+    allowed: bool = True,
+) -> tuple[dict[str, Any], list[dict[str, Any]], Mapping[str, float | None]] | None:
+    """Puts everything where the run in ``folder`` stands after its last complete epoch.
+
+    Returns:
+        Its progress, its rows, and what was measured before the first step; None if no epoch of it
+        was completed.
+
+    Raises:
+        ValueError: as `existing`, with ``allowed`` for its ``resume``, or the files are damaged.
+    """
+    record = existing(folder, identity, allowed)
+    saved = None if record is None else load_checkpoint(record)
+    if record is None or saved is None:
+        return None
+    progress = restore(saved, sampler, model, optimizer, device)
+    rows = cut_rows(folder, progress["epoch"])
+    if record.status != progress["status"]:
+        finish(folder, progress["status"])
+    return progress, rows, record.initial
+
+
+def save_epoch(
+    folder: Path, row: Mapping[str, Any], checkpoint: Mapping[str, Any], status: str
+) -> None:
+    """Adds an epoch's row, replaces the checkpoint, and marks the end where the run has ended."""
+    append_row(folder, row)
+    save_checkpoint(folder, checkpoint)
+    if status != "running":
+        finish(folder, status)
+
+
 def _defaults(optimizer: Any) -> dict[str, Any]:
     """The optimizer's own arguments, as far as they are plain values."""
     plain = (bool, int, float, str, tuple, type(None))

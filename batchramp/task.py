@@ -142,14 +142,15 @@ class Task:
             model: from `for_training`.
             inputs, targets: as `batches` yields them.
         """
-        inputs, targets = self._prepared(inputs), targets.to(self.device)
+        inputs, targets = self.prepared(inputs), targets.to(self.device)
         if self.compiled and len(inputs) > 1:  # torch compiles for 1 apart, whatever it is told
             torch._dynamo.mark_dynamic(inputs, 0)
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16) if self.autocast else nullcontext():
             return self.loss_fn(model(inputs), targets)
 
-    def _prepared(self, inputs: Any) -> Any:
+    def prepared(self, inputs: Any) -> Any:
+        """A batch of inputs as the model takes them: on the device, prepared, in its format."""
         inputs = inputs.to(self.device)
         if self.prepare is not None:
             inputs = self.prepare(inputs)
@@ -177,7 +178,7 @@ class Task:
             # With its own generator: a loader else draws from torch's, and measuring must not.
             own = torch.Generator()
             batches = iter(DataLoader(data, batch_size=_MEASURED_AT_ONCE, generator=own))
-        return ((self._prepared(inputs), targets.to(self.device)) for inputs, targets in batches)
+        return ((self.prepared(inputs), targets.to(self.device)) for inputs, targets in batches)
 
     def measure(
         self,

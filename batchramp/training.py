@@ -116,13 +116,10 @@ def fit(
         if folder is not None:
             store.existing(folder, what, resume)  # refused before the lock leaves its file
             stack.enter_context(store.lock(folder))
-            record = store.existing(folder, what, resume)
-            saved = None if record is None else store.load_checkpoint(record)
-            if record is not None and saved is not None:
-                at = Progress(**store.restore(saved, sampler, model, opt, task.device))
-                rows, initial = store.cut_rows(folder, at.epoch), record.initial
-                if record.status != at.status:
-                    store.finish(folder, at.status)
+            parts = (sampler, model, opt, task.device)
+            if resumed := store.resume(folder, what, *parts, allowed=resume):
+                progress, rows, initial = resumed
+                at = Progress(**progress)
         if initial is None:
             initial = store.finite(task.measure(model, constants=constants))
             if folder is not None:
@@ -143,10 +140,7 @@ def fit(
             # its fused buffers, which rounds.
             checkpoint = store.checkpoint(asdict(at), sampler, model, opt, task.device)
             if folder is not None:
-                store.append_row(folder, row)
-                store.save_checkpoint(folder, checkpoint)
-                if at.status != "running":
-                    store.finish(folder, at.status)
+                store.save_epoch(folder, row, checkpoint, at.status)
             if on_epoch is not None:
                 on_epoch(row)
         return Fit(at.status, rows, initial, model)

@@ -159,17 +159,16 @@ def obstacle(task: Task) -> str:
     """
     if not isinstance(task.train, tuple):
         return "its training data are a Dataset, not a pair of tensors"
-    for option in ("autocast", "channels_last", "compiled"):
-        if getattr(task, option, False):
-            return f"it asks for {option}"
+    for option in task.options:
+        return f"it asks for {option}"
     devices = [task.device] if task.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
-        model = task.model().to(task.device).train()
+        model = task.make().train()
         own = [p for p in model.parameters() if p.requires_grad]
         if len({p.dtype for p in own}) != 1 or not own[0].is_floating_point():
             return "its parameters are not of one floating dtype"
         inputs, targets = (t[:2].to(task.device) for t in task.train)
-        inputs = _prepared(task, inputs).expand(2, *inputs.shape)
+        inputs = task.prepared(inputs).expand(2, *inputs.shape)
         try:
             gradient = vmap(grad_and_value(_loss(task, model)), randomness="error")
             parameters = {name: torch.stack([p, p]) for name, p in _trainable(model).items()}
@@ -193,7 +192,7 @@ def together(runs: Sequence["Run"]) -> list[list["Run"]]:
     for run in runs:
         own = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _MAY_DIFFER}
         batches = (run.plan.unit, run.plan.length, run.plan.batch_size)
-        alone = run.optimizer != "QHM" or run.options or run.constants or own.get("fields")
+        alone = run.optimizer != "QHM" or run.options or run.constants or run.fields
         key = (batches, tuple(own.items()), id(run) if alone else 0)
         alike.setdefault(key, []).append(run)
     groups = []
@@ -213,7 +212,7 @@ _MAY_DIFFER = ("label", "plan", "seed", "panel", "experiment", "note", "within")
 
 def _most(run: "Run") -> int:
     """How many runs like this one are best trained together."""
-    if any(getattr(run, option, False) for option in ("autocast", "channels_last", "compiled")):
+    if run.channels_last or run.autocast or run.compiled:
         return 1
     return _most_of(run.task, run.model)
 
@@ -274,20 +273,16 @@ class _Run:
         self.folder = None if member.out is None else Path(member.out)
         self.what = _identity(task, member)
         torch.manual_seed(member.seed)
-        self.model = task.model().to(task.device)
+        self.model = task.make()
         self.sampler = ScheduledBatchSampler(member.plan, task.n, seed=member.seed)
         self.scheduler = scheduled(QHM, self.model.parameters(), member.plan)
         self.at, self.rows = Progress(), []
         self.initial: Mapping[str, float | None] | None = None
         if self.folder is not None:
-            record = store.existing(self.folder, self.what, resume=True)
-            saved = None if record is None else store.load_checkpoint(record)
-            if record is not None and saved is not None:
-                parts = (self.sampler, self.model, self.scheduler.optimizer, task.device)
-                self.at = Progress(**store.restore(saved, *parts))
-                self.rows, self.initial = store.cut_rows(self.folder, self.at.epoch), record.initial
-                if record.status != self.at.status:
-                    store.finish(self.folder, self.at.status)
+            parts = (self.sampler, self.model, self.scheduler.optimizer, task.device)
+            if resumed := store.resume(self.folder, self.what, *parts):
+                progress, self.rows, self.initial = resumed
+                self.at = Progress(**progress)
         # Nothing draws from it any more: it is kept for the checkpoint alone.
         self.random = torch.get_rng_state()
         self.random_cuda = _cuda_random_state(task.device)
@@ -324,10 +319,7 @@ class _Run:
         if self.folder is None:
             return
         try:
-            store.append_row(self.folder, self.rows[-1])
-            store.save_checkpoint(self.folder, checkpoint)
-            if self.at.status != "running":
-                store.finish(self.folder, self.at.status)
+            store.save_epoch(self.folder, self.rows[-1], checkpoint, self.at.status)
         except (OSError, ValueError) as error:
             self.at.status = "failed"
             said = f"{type(error).__name__}: {error}"
@@ -461,7 +453,7 @@ class _Stack:
         task = self.task
         loaders = [task.batches(run.sampler) for run in self.seeds]
         for batches in zip(*loaders, strict=True):
-            inputs = torch.stack([_prepared(task, x.to(task.device)) for x, _ in batches])
+            inputs = torch.stack([task.prepared(x) for x, _ in batches])
             yield inputs, torch.stack([y.to(task.device) for _, y in batches])
 
     def _gathered(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -485,10 +477,10 @@ class _Stack:
                     torch.index_select(t, 0, indices, out=room[: len(indices)])
                     for t, room in zip(self.data, rooms, strict=True)
                 )
-                if getattr(task, "prepare", None) is None:
+                if task.prepare is None:
                     inputs = inputs.unflatten(0, (k, len(orders), size))
                 else:  # as it is called alone: on one batch of one seed
-                    own = [_prepared(task, x) for x in inputs.split(size)]
+                    own = [task.prepared(x) for x in inputs.split(size)]
                     inputs = torch.stack(own).unflatten(0, (k, len(orders)))
                 targets = targets.unflatten(0, (k, len(orders), size))
                 yield from zip(inputs, targets, strict=True)
@@ -644,11 +636,6 @@ def _loss(task: Task, model: nn.Module, *, outputs: bool = False) -> Callable[..
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """torch's, where no class is to be ignored: it looks three times for one that is."""
     return -outputs.log_softmax(1).gather(1, targets.unsqueeze(1)).mean()
-
-
-def _prepared(task: Task, inputs: Tensor) -> Tensor:
-    prepare = getattr(task, "prepare", None)
-    return inputs if prepare is None else prepare(inputs)
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
