@@ -21,9 +21,10 @@ from batchramp.experiments import (
     plan_from_file,
     recipes,
 )
+from batchramp.experiments.chosen import committed, lr_of
 from batchramp.experiments.scales import SCALES
 from batchramp.experiments.tasks import MODELS, TASKS, load, training_samples
-from batchramp.experiments.tuning import TUNING_RULE, TUNINGS, committed, lr_of
+from batchramp.experiments.tuning import TUNING_RULE, TUNINGS
 
 TUNED_FILE = Path(store.__file__).parent / "experiments" / "tuned" / "figure1-quick.json"
 PANELS = ("constant", "inverse-sqrt", "cosine", "polynomial")

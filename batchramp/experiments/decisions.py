@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from batchramp.experiments import recipes
+from batchramp.experiments.chosen import committed, lr_of
 from batchramp.experiments.recipes import PANELS, Cell
 from batchramp.experiments.run import Run
 from batchramp.experiments.scales import scale_named
-from batchramp.experiments.tuning import committed, lr_of
 
 __all__ = ["SEEDS", "decide", "momentum_cells"]
 
@@ -78,14 +78,9 @@ def decide(scale: str = "quick", seeds: Sequence[int] = SEEDS) -> list[Run]:
 def policy_cells(scale: str, sizes: dict[tuple[str, str], int]) -> list[Cell]:
     """Eight batch policies by four lr schedules."""
     setting = scale_named(scale).main
-    own = {
-        "small": recipes.START,
-        "constant 256": 256,
-        "equal-steps": recipes.equal_steps(setting),
-        "large": recipes.LARGE,
-    }
-    all_sizes = {(panel, policy): own[policy] for panel in PANELS for policy in own}
-    return recipes.policies("decide", setting, {**all_sizes, **sizes}, PANELS, POLICIES, "paper")
+    own = recipes.constant_sizes(setting, PANELS)
+    own.update({(panel, "constant 256"): 256 for panel in PANELS})
+    return recipes.policies("decide", setting, {**own, **sizes}, PANELS, POLICIES, "paper")
 
 
 def nshb_cells(scale: str) -> list[Cell]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from batchramp.experiments.chosen import committed, lr_of
 from batchramp.experiments.run import Run
 from batchramp.experiments.scales import Setting, scale_named
 from batchramp.plan import Plan
@@ -185,6 +186,14 @@ def _grown(setting: Setting, increment: float) -> int:
     return _steps(setting, Linear(START, increment))
 
 
+def constant_sizes(
+    setting: Setting, panels: Sequence[str], small_batch: int = START
+) -> dict[tuple[str, str], int]:
+    """The batch size of the constant policies that need no tuning, by panel and policy."""
+    own = {"small": small_batch, "equal-steps": equal_steps(setting), "large": LARGE}
+    return {(panel, policy): size for panel in panels for policy, size in own.items()}
+
+
 def policies(
     experiment: str,
     setting: Setting,
@@ -285,13 +294,11 @@ def figure1_cells(
     found = scale_named(scale)
     setting = found.vit if vit else found.main
     panels = PANELS if part == "all" else MAIN_PANELS
-    own = {("small"): small_batch, "equal-steps": equal_steps(setting), "large": LARGE}
-    all_sizes = {(panel, policy): own[policy] for panel in panels for policy in own}
     names = tuple(p for p in POLICIES if p != "best-constant" or sizes)
     return policies(
         "figure10" if vit else "figure1",
         setting,
-        {**all_sizes, **(sizes or {})},
+        {**constant_sizes(setting, panels, small_batch), **(sizes or {})},
         panels,
         names,
         variant,
@@ -637,8 +644,6 @@ def _with_lr(
     tuned: Mapping[str, Any] | None,
     names: Mapping[str, str] | None = None,
 ) -> list[Run]:
-    from batchramp.experiments.tuning import lr_of
-
     chosen = _chosen(experiment, scale, tuned)
     if chosen is None:
         lrs = [_LR if _LR in cell.lrs else cell.lrs[1] for cell in cells]
@@ -663,8 +668,6 @@ def _with_lr(
 def _chosen(
     experiment: str, scale: str, tuned: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    from batchramp.experiments.tuning import committed
-
     return committed(experiment, scale) if tuned is None else tuned
 
 

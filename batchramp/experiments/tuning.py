@@ -1,14 +1,13 @@
 """How lr is chosen for every cell of every experiment: by one rule, on validation, beforehand."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from statistics import fmean
 from typing import Any
 
 from batchramp.experiments import recipes
+from batchramp.experiments.decisions import momentum_cells
 from batchramp.experiments.recipes import Cell
 from batchramp.experiments.run import Run
 from batchramp.experiments.scales import SCALES, scale_named
@@ -18,9 +17,7 @@ __all__ = [
     "TUNINGS",
     "TUNING_RULE",
     "choose_lr",
-    "committed",
     "figure1_tuning",
-    "lr_of",
     "tuning_runs",
 ]
 
@@ -74,8 +71,6 @@ def candidates(experiment: str, scale: str) -> list[Cell]:
         return recipes.figure4_cells(scale)
     if experiment == "baselines":
         return recipes.baseline_cells(scale)
-    from batchramp.experiments.decisions import momentum_cells
-
     return momentum_cells(scale)
 
 
@@ -210,31 +205,3 @@ def _best(
         raise ValueError(f"policy {policies[0]} ({panel}) has no lr at which all its runs finished")
     _, _, lr, size = min(found, key=lambda c: (-scores[c], c[2], c[3]))
     return {"lr": lr, "batch_size": size}
-
-
-def lr_of(tuned: Mapping[str, Any], panel: str, label: str) -> float:
-    """The lr chosen for a cell; for a candidate that is none, such as "constant 256", by the rule.
-
-    Raises:
-        ValueError: the result has neither.
-    """
-    cells = tuned["cells"].get(panel, {})
-    if label in cells:
-        return cells[label]["lr"]
-    found = [
-        (-entry["validation_accuracy"], entry["lr"])
-        for entry in tuned.get("accuracies", ())
-        if entry["panel"] == panel
-        and entry["policy"] == label
-        and entry["validation_accuracy"] is not None
-    ]
-    if not found:
-        raise ValueError(f"tuned has no lr for {label} ({panel})")
-    return min(found)[1]
-
-
-def committed(experiment: str, scale: str) -> dict[str, Any] | None:
-    """The committed result of an experiment's tuning at a scale; None if there is none."""
-    scale_named(scale)
-    file = resources.files("batchramp.experiments") / "tuned" / f"{experiment}-{scale}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

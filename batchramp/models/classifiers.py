@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int = 784, hidden: int = 128, classes: int = 10) -> None:
         super().__init__()
-        _check(inputs=inputs, hidden=hidden, classes=classes)
+        check_widths(inputs=inputs, hidden=hidden, classes=classes)
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(inputs, hidden),
@@ -58,7 +58,7 @@ class SmallCNN(nn.Module):
 
     def __init__(self, channels: int = 1, width: int = 16, classes: int = 10) -> None:
         super().__init__()
-        _check(channels=channels, width=width, classes=classes)
+        check_widths(channels=channels, width=width, classes=classes)
         self.features = nn.Sequential(
             _block(channels, width, stride=1),
             _block(width, 2 * width, stride=2),
@@ -78,7 +78,8 @@ def _block(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def _check(**widths: Any) -> None:
+def check_widths(**widths: Any) -> None:
+    """Refuses what is not an integer >= 1."""
     for name, value in widths.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batchramp.models.classifiers import _check as check_widths
+from batchramp.models.classifiers import check_widths
 
 __all__ = ["ResNet", "resnet18", "small_resnet"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batchramp.models.classifiers import _check as check_widths
+from batchramp.models.classifiers import check_widths
 
 __all__ = ["ViT", "vit_micro", "vit_tiny"]
 

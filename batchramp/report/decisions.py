@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -88,29 +88,19 @@ class Conclusion:
         """As JSON takes it."""
         return {
             "seeds": list(self.names),
-            "claims": [_claim(claim) for claim in self._claims(self.judgement)],
+            "claims": [_claim(claim) for claim in _claims(self.judgement)],
             "repeated": None
             if self.repeated is None
-            else [_claim(claim) for claim in self._claims(self.repeated)],
+            else [_claim(claim) for claim in _claims(self.repeated)],
             "counts": None if self.repeated is None else self.counts,
-            "calibration": None
-            if self.calibration is None
-            else {
-                "pairs": self.calibration.pairs,
-                "different": self.calibration.different,
-                "corrected": self.calibration.corrected,
-                "seeds": self.calibration.seeds,
-            },
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
-    def _claims(self, judgement: Judgement) -> list[Claim]:
-        return [*judgement.claims, *judgement.controls]
-
     def __str__(self) -> str:
-        second = [None] if self.repeated is None else self._claims(self.repeated)
+        second = [None] if self.repeated is None else _claims(self.repeated)
         verdicts = {(c.number, c.statement): c.verdict for c in second if c is not None}
         lines = []
-        for claim in self._claims(self.judgement):
+        for claim in _claims(self.judgement):
             line = (
                 f"{claim.number or '-':>2}  {claim.statement}\n    {claim.verdict}{_tally(claim)}"
             )
@@ -187,10 +177,14 @@ def _halves(cell: Cell, measure: Measure, draw: random.Random) -> list[float]:
     return [measure.difference(a, b) for a, b in zip(values, values[half:], strict=False)][:half]
 
 
+def _claims(judgement: Judgement) -> list[Claim]:
+    return [*judgement.claims, *judgement.controls]
+
+
 def _decisions(judgement: Judgement) -> list[tuple[str, Any]]:
     return [
         (str(claim.number or claim.statement), decision)
-        for claim in (*judgement.claims, *judgement.controls)
+        for claim in _claims(judgement)
         for decision in claim.decisions
     ]
 
