@@ -7,7 +7,7 @@ from typing import Any, final
 
 from batchramp.plan import HYPERPARAMETERS, Values
 
-__all__ = ["STEPS_BETWEEN_CHECKS", "Progress", "row_of", "status_of"]
+__all__ = ["STEPS_BETWEEN_CHECKS", "Progress", "check_seed", "row_of", "status_of"]
 
 # Steps between looks at the loss; each look makes a GPU wait.
 STEPS_BETWEEN_CHECKS = 100
@@ -25,6 +25,16 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     status: str = "running"
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses what is no seed of a run.
+
+    Raises:
+        ValueError: it is not an integer in [0, 2^32).
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
 
 
 def row_of(

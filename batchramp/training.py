@@ -17,7 +17,7 @@ from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
 from batchramp.optim import QHM
 from batchramp.plan import Plan, Values
-from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, row_of, status_of
+from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, check_seed, row_of, status_of
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
 
@@ -86,8 +86,7 @@ def fit(
         ValueError: the folder holds another run, or plan and optimizer do not fit.
         BlockingIOError: another process trains in the folder.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {seed!r}")
+    check_seed(seed)
     what = store.identity(
         task=task.name,
         model=task.model_name,

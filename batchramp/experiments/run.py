@@ -7,6 +7,7 @@ from typing import Any, final
 
 from batchramp.experiments.tasks import MODELS, training_samples
 from batchramp.plan import Plan
+from batchramp.progress import check_seed
 
 __all__ = ["OPTIMIZERS", "Run"]
 
@@ -69,8 +70,7 @@ class Run:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
             )
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {self.seed!r}")
+        check_seed(self.seed)
         for name, value in self.options:
             try:
                 hash(value)

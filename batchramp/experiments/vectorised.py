@@ -31,7 +31,7 @@ from batchramp.experiments.tracing import Traced, can_trace, traced
 from batchramp.measure import evaluate
 from batchramp.optim import QHM
 from batchramp.plan import HYPERPARAMETERS, Plan
-from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, row_of, status_of
+from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, check_seed, row_of, status_of
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
 from batchramp.training import scheduled
@@ -76,8 +76,7 @@ class Member:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an integer >= 0 and below 2**32, got {self.seed!r}")
+        check_seed(self.seed)
 
 
 def train_together(
