@@ -188,7 +188,7 @@ def reproduce(
         "part": part,
         "small_batch": small_batch,
         "variant": variant,
-        "tuned": None if tuned is None else _json_object(tuned),
+        "tuned": tuned,
     }
     given = {option: value for option, value in given.items() if value is not None}
     changes = {
@@ -213,6 +213,8 @@ def reproduce(
     if name in TUNINGS:
         own.remove("seeds")  # the rule by which lr is chosen fixes them
     _refuse(name, given, own)
+    if tuned is not None:
+        given["tuned"] = _json_object(tuned)
     how = _how(jobs, vectorise, ray, track, data)
     runs = [replace(run, **changes) for run in recipe(**given)]
     if name not in TUNINGS:

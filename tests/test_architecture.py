@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
         "store", "progress", "data", "task", "training",
     },
     "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
+    "__main__": {"cli"},
 }  # fmt: skip
 
 

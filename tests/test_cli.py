@@ -66,6 +66,12 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_the_package_runs_as_a_module() -> None:
+    given = [sys.executable, "-m", "batchramp", "--version"]
+    said = subprocess.run(given, capture_output=True, text=True, check=True).stdout
+    assert said == f"batchramp {batchramp.__version__}\n"
+
+
 def test_help_and_version_need_no_torch() -> None:
     code = (
         "import sys\n"
@@ -458,8 +464,15 @@ def test_what_run_refuses_is_one_line_and_exit_status_2(
         ),
         (
             ("reproduce", "figure3", "--part", "main"),
-            "--part is not an option of figure3: its own "
-            "are --scale, --seeds, --small-batch, --variant, --tuned",
+            "--part is not an option of figure3: its own are --scale, --seeds, --variant, --tuned",
+        ),
+        (
+            ("reproduce", "figure8", "--tuned", "list.json"),
+            "--tuned is not an option of figure8: its own are --scale, --seeds, --variant",
+        ),
+        (
+            ("reproduce", "a11", "--small-batch", 8),
+            "--small-batch is not an option of a11: its own are --scale, --seeds, --variant, --tun",
         ),
         (("run", "file.toml", "--data", "nowhere"), "--data must be a folder, got nowhere"),
         (("decide", "--seeds", 0), "seeds must be an integer >= 1, got 0"),

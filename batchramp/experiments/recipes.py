@@ -433,7 +433,6 @@ def figure3(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
@@ -442,7 +441,7 @@ def figure3(
     >>> len(figure3(seeds=[0]))
     4
     """
-    runs = figure1(scale, seeds, small_batch=small_batch, variant=variant, tuned=tuned)
+    runs = figure1(scale, seeds, variant=variant, tuned=tuned)
     return [run for run in runs if run.label == "increasing"]
 
 
@@ -450,7 +449,6 @@ def figure4(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
@@ -459,7 +457,7 @@ def figure4(
     >>> len(figure4(seeds=[0]))
     6
     """
-    _check(variant, small_batch)
+    _check(variant)
     return _with_lr(figure4_cells(scale, variant=variant), "figure4", scale, seeds, tuned)
 
 
@@ -467,7 +465,6 @@ def figure5(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
@@ -479,7 +476,7 @@ def figure5(
     >>> sorted(run.model for run in figure5(seeds=[0]))
     ['small_resnet', 'vit_micro']
     """
-    _check(variant, small_batch)
+    _check(variant)
     runs = _with_lr(figure5_cells(scale, variant=variant), "figure5", scale, seeds, tuned)
     return [
         dataclasses.replace(run, constants=scale == "quick" and run.seed == next(iter(seeds)))
@@ -491,16 +488,14 @@ def figure8(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
-    tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
     """Figures 8 and 9 (A.10): the grid of lr, beta and gamma; cosine lr, batch 32 to 512.
 
     >>> len(figure8(seeds=[0]))
     36
     """
-    _check(variant, small_batch)
+    _check(variant)
     cells = grid_cells(scale, variant=variant)
     return [cell.run(cell.lrs[0], seed) for cell in cells for seed in seeds]
 
@@ -521,12 +516,11 @@ def figure12(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
     """Figure 12: the increasing batch of figure 10 alone."""
-    runs = figure10(scale, seeds, small_batch=small_batch, variant=variant, tuned=tuned)
+    runs = figure10(scale, seeds, variant=variant, tuned=tuned)
     return [run for run in runs if run.label == "increasing"]
 
 
@@ -534,7 +528,6 @@ def a11(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
@@ -546,7 +539,7 @@ def a11(
     >>> len(a11(seeds=[0]))
     12
     """
-    _check(variant, small_batch)
+    _check(variant)
     return _with_lr(a11_cells(scale, variant=variant), "a11", scale, seeds, tuned)
 
 
@@ -554,7 +547,6 @@ def baselines(
     scale: str = "quick",
     seeds: Sequence[int] = range(3),
     *,
-    small_batch: int = START,
     variant: str = "paper",
     tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
@@ -563,7 +555,7 @@ def baselines(
     >>> len(baselines(seeds=[0]))
     14
     """
-    _check(variant, small_batch)
+    _check(variant)
     return _with_lr(baseline_cells(scale, variant=variant), "baselines", scale, seeds, tuned)
 
 
@@ -573,17 +565,15 @@ def everything(
     *,
     small_batch: int = START,
     variant: str = "paper",
-    tuned: Mapping[str, Any] | None = None,
 ) -> list[Run]:
     """All of the above, each experiment in a folder of its own."""
-    if tuned is not None:
-        raise ValueError("tuned is for one experiment, got one for all")
-    recipes = (figure1, figure4, figure5, figure8, a11, figure10, baselines)
-    return [
-        dataclasses.replace(run, within=run.experiment)
-        for recipe in recipes
-        for run in recipe(scale, seeds, small_batch=small_batch, variant=variant)
+    runs = [
+        *figure1(scale, seeds, small_batch=small_batch, variant=variant),
+        *figure10(scale, seeds, small_batch=small_batch, variant=variant),
     ]
+    for recipe in (figure4, figure5, figure8, a11, baselines):
+        runs += recipe(scale, seeds, variant=variant)
+    return [dataclasses.replace(run, within=run.experiment) for run in runs]
 
 
 RECIPES: dict[str, Callable[..., list[Run]]] = {
@@ -671,7 +661,7 @@ def _chosen(
     return committed(experiment, scale) if tuned is None else tuned
 
 
-def _check(variant: str, small_batch: int) -> None:
+def _check(variant: str, small_batch: int = START) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if small_batch not in SMALL_BATCHES:

@@ -1,0 +1,5 @@
+"""``python -m batchramp`` is the command ``batchramp``."""
+
+from batchramp.cli import main
+
+main()
