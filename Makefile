@@ -19,7 +19,9 @@ run: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest -n $(JOBS)
 
+# Ray and TensorBoard are for their tests alone, which are skipped where they cannot be had.
 slow: $(VENV)/ready
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray tensorboard
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/ready

@@ -8,6 +8,10 @@ in {0.2, 0.4, 0.7}, batch size 32 doubling to 512 every 3 epochs, 15 epochs: in 
 Each takes turns in one process, (b) with processes of its own; figures are medians of the ratios.
 Processor time is that of this process alone, where what else the machine does weighs less.
 
+Beside (b) stands its floor: the share of a lone point's time that its multiplications alone take,
+at the best rate at which this machine multiplies matrices of such a model. Training together does
+the same multiplications, so that no ratio can be below it.
+
     python benchmarks/vectorised.py [--quick] [--json FILE]
 """
 
@@ -27,6 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from batchramp import Plan, fit
 from batchramp import schedules as s
@@ -144,6 +149,17 @@ def gemm(size: int) -> float:
     return 2 * size * 784 * 128 / statistics.median(times) / 1e9
 
 
+def floor() -> dict[str, float]:
+    """A lone point of (b): its seconds, the least for its multiplications, and their ratio."""
+    point, task = grid()[0], tasks.load("fashion-mini", "mlp")
+    with FlopCounterMode(display=False) as counter:
+        fit(task, point.plan, seed=0)
+    lone = statistics.median(timed(lambda: fit(task, point.plan, seed=0))["wall"] for _ in range(5))
+    least = counter.get_total_flops() / max(gemm(size) for size in (128, 512, 2048)) / 1e9
+    return {"GFLOP": counter.get_total_flops() / 1e9, "lone": lone, "least": least,
+            "floor": least / lone}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round, fewer epochs: noisier")
@@ -163,6 +179,10 @@ def main() -> None:
         said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
         print(f"3 seeds together over 1 alone, threads {threads}: {said}", flush=True)
     torch.set_num_threads(1)
+    results["floor"] = floor()
+    print(
+        "a point: " + ", ".join(f"{name} {value:.3g}" for name, value in results["floor"].items())
+    )
     print("A.10 grid in groups of " + ", ".join(str(len(group)) for group in together(grid())))
     for jobs in (1, 2):
         figures = results[f"grid, {jobs} jobs"] = grid_together(jobs, 1 if rounds == 1 else 3)
