@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from batchramp.batching import ranks
 from batchramp.plan import Plan
 
 __all__ = ["ScheduledBatchSampler"]
@@ -27,6 +28,12 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     persistent ones included, change nothing. Every sample comes exactly once an epoch; the last
     batch of an epoch takes what is left.
 
+    With several processes the scheduled batch is the global one: each process has a sampler with
+    the same arguments and gets its contiguous share of every batch. Shares differ by at most one
+    sample, and the mean loss over a share times `weight`, averaged by DDP, is the mean over the
+    global batch. Sizes, length, order and state are global: a state of one number of processes
+    loads in another.
+
     Args:
         plan: the Plan.
         dataset_or_n: a data set with a length, or the number of samples n >= 1.
@@ -35,13 +42,17 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         drop_last: leave out a last batch that is shorter than scheduled.
         replacement: draw each sample independently and uniformly, n draws an epoch: condition
             (C3) of Imaizumi and Iiduka (ACML 2025), which their theorems assume.
+        rank, world_size: which process of how many this is; both None for those of
+            torch.distributed where it is initialised, as DistributedSampler has it, else 0 and 1.
 
     Attributes:
         epoch: the epoch that a pass yields.
         first_batch: the batch of it that a pass starts with; not 0 only after a resume.
 
     Raises:
-        ValueError: an empty data set, a negative seed, or ``replacement`` without ``shuffle``.
+        ValueError: an empty data set, a negative seed, ``replacement`` without ``shuffle``, a rank
+            outside 0..world_size - 1 or one of the two without the other, or a batch size below
+            world_size.
 
     >>> from batchramp import Plan, schedules as s
     >>> plan = Plan(epochs=2, batch_size=s.Exponential(2, factor=2, every=1))
@@ -51,9 +62,12 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     >>> sampler.set_epoch(1)
     >>> list(sampler)
     [[0, 1, 2, 3], [4]]
+    >>> shared = ScheduledBatchSampler(plan, 5, shuffle=False, rank=1, world_size=2)
+    >>> list(shared), [shared.weight(k) for k in range(3)]  # of the last batch it has no share
+    ([[1], [3], [4]], [1.0, 1.0, 0.0])
 
     Differs from torch's BatchSampler: it has no attribute ``batch_size``, which hosts would copy
-    once and then believe.
+    once and then believe. Differs from torch's DistributedSampler: nothing is padded.
     """
 
     def __init__(
@@ -65,6 +79,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         drop_last: bool = False,
         replacement: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
             raise ValueError(f"plan must be a Plan, got {type(plan).__name__}")
@@ -77,6 +93,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
                 raise ValueError(f"{name} must be True or False, got {flag!r}")
         if replacement and not shuffle:
             raise ValueError("replacement draws at random: it needs shuffle=True, got False")
+        self.rank, self.world_size = ranks.chosen(rank, world_size)
+        ranks.check_batch_sizes(plan, self.world_size)
         self.plan = plan
         self.n = _length(dataset_or_n)
         self.seed = int(seed)
@@ -98,10 +116,41 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         return len(self._sizes) - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (indices.tolist() for _, indices in self.batches())
+        return (indices.tolist() for indices in self.shares())
+
+    def shares(self) -> Iterator[np.ndarray]:
+        """What iterating yields, as int64 arrays: this process's share of every batch."""
+        if self.world_size == 1:
+            return (indices for _, indices in self.batches())
+        return (indices[self.share(len(indices))] for _, indices in self.batches())
+
+    def share(self, size: int) -> slice:
+        """Where in a global batch of ``size`` samples this process's lie."""
+        return ranks.share(size, self.rank, self.world_size)
+
+    def weight(self, k: int) -> float:
+        """What the mean loss over this process's share of batch k is to be multiplied with.
+
+        world_size · |share| / C for a global batch of C samples: averaged by DDP, the gradients are
+        those of the mean over the global batch. 0 where this process has no share and only repeats
+        the batch's first sample. Always 1 on one process.
+
+        Args:
+            k: the batch, counted from the start of this epoch, also in a resumed pass:
+                ``enumerate(loader, sampler.first_batch)``.
+
+        Raises:
+            ValueError: this epoch has no batch k.
+        """
+        sizes = self._sizes
+        if not isinstance(k, Integral) or isinstance(k, bool) or not 0 <= k < len(sizes):
+            raise ValueError(
+                f"k must be a batch of epoch {self.epoch}, which has {len(sizes)}, got {k!r}"
+            )
+        return ranks.weight(sizes[k], self.rank, self.world_size)
 
     def batches(self) -> Iterator[tuple[int, np.ndarray]]:
-        """What iterating yields, as (position of the first sample, indices as an int64 array)."""
+        """The global batches, as (position of the first sample, indices as an int64 array)."""
         if self.epoch == self.epochs:
             raise ValueError(f"the plan ends after {self.epochs} epochs: there is no further batch")
         if self._finished:

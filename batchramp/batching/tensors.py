@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchramp.batching.augmentation import Augmentation
 from batchramp.batching.sampler import ScheduledBatchSampler
 
 __all__ = ["TensorLoader"]
@@ -34,7 +35,10 @@ class TensorLoader:
         sampler: decides the batches; its n is that of the tensors.
         augment: called as ``augment(inputs, generator)`` on the first tensor of each batch, on its
             device; its randomness must come from the CPU ``generator``, which is seeded by (seed,
-            epoch, position), so that a batch never depends on how the run got there.
+            epoch, position), so that a batch never depends on how the run got there. Nor does it
+            on the number of processes: each draws for the global batch. An `Augmentation` is then
+            applied to the process's share alone; any other callable has to be applied to the whole
+            global batch by every process, and the result is cut.
         device: where the tensors are put, once, whole.
 
     Raises:
@@ -84,16 +88,33 @@ class TensorLoader:
             return
         epoch = self.sampler.epoch
         for position, indices in self.sampler.batches():
-            ((inputs, *rest),) = self._rows([indices])
             seed = np.random.SeedSequence([self.sampler.seed, epoch, position, _AUGMENT])
             generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
-            yield self.augment(inputs, generator), *rest
+            if self.sampler.world_size == 1:
+                ((inputs, *rest),) = self._rows([indices])
+                yield self.augment(inputs, generator), *rest
+            else:
+                yield self._augmented_share(self.augment, indices, generator)
+
+    def _augmented_share(
+        self,
+        augment: Callable[[Tensor, torch.Generator], Tensor],
+        indices: np.ndarray,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, ...]:
+        share = self.sampler.share(len(indices))
+        if isinstance(augment, Augmentation):
+            draws = augment.draw(len(indices), generator)
+            ((inputs, *rest),) = self._rows([indices[share]])
+            return augment.apply(inputs, draws._make(drawn[share] for drawn in draws)), *rest
+        ((inputs, *rest),) = self._rows([indices])
+        return augment(inputs, generator)[share], *(tensor[share] for tensor in rest)
 
     def _gathers(self) -> Iterator[list[np.ndarray]]:
         """The batches' indices, several small batches at a time."""
         batches: list[np.ndarray] = []
         samples = 0
-        for _, indices in self.sampler.batches():
+        for indices in self.sampler.shares():
             batches.append(indices)
             samples += len(indices)
             if samples >= _GATHER:
