@@ -2,6 +2,7 @@
 
 from batchramp.batching.augmentation import Augmentation
 from batchramp.batching.sampler import ScheduledBatchSampler
+from batchramp.batching.stream import ScheduledStream, stream
 from batchramp.batching.tensors import TensorLoader
 
-__all__ = ["Augmentation", "ScheduledBatchSampler", "TensorLoader"]
+__all__ = ["Augmentation", "ScheduledBatchSampler", "ScheduledStream", "TensorLoader", "stream"]
