@@ -415,7 +415,7 @@ def report(
 def main() -> None:
     """The entry point: what is refused is one line on stderr and exit status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="batchramp", standalone_mode=False)
     except _UsageError as error:
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         if len(sys.argv) > 1:

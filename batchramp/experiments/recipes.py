@@ -642,17 +642,22 @@ def _with_lr(
         lrs = [
             lr_of(chosen, cell.panel, (names or {}).get(cell.label, cell.label)) for cell in cells
         ]
-        note = f"how lr was chosen: {chosen['rule']}" if "rule" in chosen else ""
-        at_edge = [
-            f"{cell.label} ({cell.panel}, {lr})"
-            for cell, lr in zip(cells, lrs, strict=True)
-            if len(cell.lrs) > 1 and lr in (cell.lrs[0], cell.lrs[-1])
-        ]
-        if note and at_edge:
-            note += f"; at an edge of that grid, perhaps better beyond it: {', '.join(at_edge)}"
+        note = ""
+        if "rule" in chosen:
+            note = f"how lr was chosen: {chosen['rule']}{at_edge(cells, lrs)}"
     return [
         cell.run(lr, seed, note=note) for cell, lr in zip(cells, lrs, strict=True) for seed in seeds
     ]
+
+
+def at_edge(cells: Sequence[Cell], lrs: Sequence[float]) -> str:
+    """Of which cells the lr that was chosen is the least or the greatest there was; "" if none."""
+    found = [
+        f"{cell.label} ({cell.panel}, {lr})"
+        for cell, lr in zip(cells, lrs, strict=True)
+        if len(cell.lrs) > 1 and lr in (cell.lrs[0], cell.lrs[-1])
+    ]
+    return f"; at an edge of that grid, perhaps better beyond it: {', '.join(found)}" * bool(found)
 
 
 def _chosen(

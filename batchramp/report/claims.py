@@ -22,7 +22,6 @@ from batchramp.report.cells import (
     listed,
     number,
     percent,
-    setting,
     spread,
     state,
     studies,
@@ -43,6 +42,7 @@ from batchramp.report.comparisons import (
     compare,
     mean,
     measured,
+    other_lr,
     ratio,
     signed,
     signs,
@@ -83,6 +83,7 @@ class Decision:
         where: what was compared; unlike that of every other decision of the claim.
         kind: what is claimed of the differences; see `Comparison`.
         outcome: "holds", "does not hold" or "not decided".
+        p: the least p-value of its paired t-tests after Holm's correction; None if none was fair.
         differences: one a seed, positive in the claim's favour; of logarithms for norms and
             samples.
     """
@@ -90,6 +91,7 @@ class Decision:
     where: str
     kind: str
     outcome: str
+    p: float | None
     differences: tuple[float, ...]
 
     def __str__(self) -> str:
@@ -131,7 +133,8 @@ class Judgement:
     Attributes:
         claims: the ten, in order.
         controls: comparisons with opponents that the paper lacks.
-        tests: how many tests Holm's correction ran over.
+        tests: how many tests Holm's correction ran over: those made, and those that enough seeds
+            allowed and an obstacle forbade.
         note: how verdicts were formed, and what these runs could decide.
     """
 
@@ -171,9 +174,11 @@ def judge(records: Iterable[Record]) -> Judgement:
     drafts = [_gather(i, builder, found) for i, builder in enumerate(builders, start=1)]
     drafts.append(_claim10(found))
     drafts += _controls(found)
-    raw = [comparison.tests for draft in drafts for comparison in draft.comparisons]
-    adjusted = iter(holm([p for tests in raw for p in tests]))
-    total = sum(map(len, raw))
+    comparisons = [comparison for draft in drafts for comparison in draft.comparisons]
+    made = [p for comparison in comparisons for p in comparison.tests]
+    forgone = sum(comparison.forgone for comparison in comparisons) if made else 0
+    adjusted = iter(holm([*made, *[1.0] * forgone]))
+    total = len(made) + forgone
     claims = [_close(draft, adjusted, total) for draft in drafts]
     return Judgement(
         claims=tuple(c for c in claims if c.number),
@@ -219,19 +224,37 @@ def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
         corrected = [next(adjusted) for _ in raw]
         outcome = comparison.outcome(corrected)
         where = ": ".join(part for part in (comparison.where, comparison.of) if part)
-        decisions.append(Decision(where, comparison.kind, outcome, comparison.differences))
+        least = min(corrected, default=None)
+        decisions.append(Decision(where, comparison.kind, outcome, least, comparison.differences))
         sentence = f"{comparison.where}: {comparison.sentence}"
         if raw:
             sentence += f" {comparison.evidence(corrected, total)}: {outcome}."
         elif comparison.obstacle:
             sentence += f" Not tested: {comparison.obstacle}."
+        if comparison.other_lr:
+            sentence += f" Mind the lr: {comparison.other_lr}."
         sentences.append(sentence)
     outcomes = [decision.outcome for decision in decisions]
     verdict = draft.verdict or _verdict(draft.comparisons, outcomes)
     if len(outcomes) > 1 and len(set(outcomes)) > 1:
         parts = [f"{outcomes.count(o)} {o}" for o in (HOLDS, FAILS, OPEN) if o in outcomes]
         sentences.insert(0, f"Of {len(outcomes)} comparisons: {', '.join(parts)}.")
+    if text := _at_other_lr(draft.comparisons, outcomes):
+        sentences.insert(0, text)
     return Claim(draft.number, draft.statement, verdict, tuple(sentences), tuple(decisions))
+
+
+def _at_other_lr(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
+    """How many of the decisions are between policies that were tuned to different lr."""
+    parts = []
+    for outcome in (HOLDS, FAILS):
+        of = [c for c, o in zip(comparisons, outcomes, strict=True) if o == outcome]
+        if unlike := sum(bool(c.other_lr) for c in of):
+            verb = {HOLDS: "hold", FAILS: "do not hold"}[outcome]
+            parts.append(f"{unlike} of the {len(of)} that {verb}")
+    if not parts:
+        return ""
+    return f"Between policies that start at different lr, each its own: {' and '.join(parts)}."
 
 
 def _verdict(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
@@ -276,9 +299,11 @@ def _tested(tested: Sequence[Comparison], total: int) -> str:
         "Holm’s correction over all of them, and exact sign flips at the same level. Margins, "
         f"fixed beforehand: {ACCURACY_MARGIN:g} points of accuracy; a norm {NORM_ALIKE}. "
         "The t-test assumes that differences (of logarithms for norms and samples) are close to "
-        "normal, sign flips that they are symmetric about 0, or about the margin. That an error "
-        "anywhere on the page stays as rare as the level says was checked by simulation for pairs "
-        "of the same plan alone."
+        "normal, far in the tail where many tests are corrected for: skewed ones would err more "
+        "often. Sign flips assume that they are symmetric about 0, or about the margin. That an "
+        "error anywhere on the page stays as rare as the level says was checked by simulation on "
+        "pages of one panel, for pairs of the same plan alone. Test accuracies are of one test "
+        "set: what another would say is in no test."
     )
     alike = any(c.kind in ("alike", "unlike") for c in tested)
     needed = seeds_needed(total, LEVEL, sides=1 if alike else 2)
@@ -343,13 +368,14 @@ def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
     accuracy = curve_accuracy(study)
     for panel in study.panels:
         ours, control = study.cell(panel, "increasing"), study.cell(panel, "small")
-        if ours is None or control is None or not ours.growths:
+        if ours is None or control is None or not (elsewhere := _elsewhere(ours)):
             continue
         if _kind(control.records[0].plan.batch_size) != "Constant":
             continue
-        measures = [_jump("full_gradient_norm", "fall of log norm", ours.growths, -1)]
+        epochs = (ours.growths, elsewhere)
+        measures = [_jump("full_gradient_norm", "extra fall of log norm", *epochs, -1)]
         if accuracy:
-            measures.append(_jump(accuracy, f"rise of {words(accuracy)}", ours.growths, 1))
+            measures.append(_jump(accuracy, f"extra rise of {words(accuracy)}", *epochs, 1))
         found += [
             compare(panel, ours, control, measure, "above", equal_epochs=False)
             for measure in measures
@@ -359,13 +385,13 @@ def _claim4(study: Study) -> tuple[list[Comparison], list[str], str]:
     if found:
         said.insert(
             0,
-            "The change over an epoch at whose start the batch grew, mean over those epochs, "
-            "against the change of the small batch, which does not grow, over the same epochs. "
-            "The test set is not read along the way.",
+            "The mean change over the epochs at whose start the batch grew, less that over the "
+            "epochs between them: a run that falls fast everywhere does not jump. Against the same "
+            "of the small batch, which does not grow. The test set is not read along the way.",
         )
     return found, said, (
-        "it needs “increasing”, under a plan in epochs with a batch that grows, beside “small” in "
-        "a panel"
+        "it needs “increasing”, under a plan in epochs with a batch that grows and epochs between "
+        "its growths, beside “small” in a panel"
     )  # fmt: skip
 
 
@@ -375,25 +401,25 @@ def _at_growth(panel: str, ours: Cell, control: Cell) -> str:
     text = f"{panel}: the batch grows at {'epoch ' if len(epochs) == 1 else 'epochs '}{where}"
     if len(epochs) > 12:
         text = f"{panel}: the batch grows at {where}"
-    return "; ".join(part for part in (text, _other_lr(ours, control)) if part) + "."
+    return f"{text}."
 
 
-def _other_lr(ours: Cell, theirs: Cell) -> str:
-    """Where two policies start at, each with the lr it was given; "" if at the same."""
-    x, y = (cell.records[0].plan.at(0).lr for cell in (ours, theirs))
-    if x == y:
-        return ""
-    return (
-        f"{theirs.name} starts at lr {setting(_start(theirs, 'lr'))}, {ours.name} at "
-        f"{setting(_start(ours, 'lr'))}, so that they differ in more than the batch"
-    )
+def _elsewhere(cell: Cell) -> tuple[int, ...]:
+    """The epochs after the first growth at whose start the batch did not grow."""
+    growths = cell.growths
+    if not growths:
+        return ()
+    rows = max(len(record.rows) for record in cell.records)
+    return tuple(m for m in range(growths[0] + 1, rows) if m not in growths)
 
 
-def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> Measure:
-    """The mean change over the epochs named; of the logarithm for a norm."""
+def _jump(
+    column: str, name: str, growths: Sequence[int], elsewhere: Sequence[int], sign: int
+) -> Measure:
+    """The mean change over some epochs less that over others; of the logarithm for a norm."""
     log = column == "full_gradient_norm"
 
-    def of(record: Record) -> float:
+    def change(record: Record, epochs: Sequence[int]) -> float:
         changes = []
         for m in epochs:
             if m >= len(record.rows):
@@ -403,6 +429,9 @@ def _jump(column: str, name: str, epochs: Sequence[int], sign: int) -> Measure:
                 return math.nan
             changes.append(sign * (math.log(after / before) if log else after - before))
         return mean(changes)
+
+    def of(record: Record) -> float:
+        return change(record, growths) - change(record, elsewhere)
 
     return Measure(name, of, signed, False, "more", "less", "" if log else " points")
 
@@ -643,7 +672,9 @@ def _extremes(
             logs = [math.log(x) if x > 0 else math.nan for x in norms]
             means.setdefault(seed, []).append(mean(logs))
     d = [b - a for a, b in means.values() if math.isfinite(a) and math.isfinite(b)]
-    left = sum(len(c.records) - len(c.finished) for c in grid.values())
+    left = [state(r) for c in grid.values() for r in c.records if state(r) != "finished"]
+    ended = ", ".join(f"{left.count(what)} {what}" for what in dict.fromkeys(left))
+    most = max(len(c.records) for c in grid.values())
     first = next(iter(grid.values()))
     return Comparison(
         where=f"{name} {high:g} against {low:g}",
@@ -653,7 +684,11 @@ def _extremes(
         if d
         else "no seed finished the whole grid.",
         margin=math.log1p(NORM_MARGIN),
-        obstacle=f"{left} runs of the grid have not finished" if left else "",
+        obstacle=f"not every run of the grid has finished: {ended}"
+        if left
+        else ""
+        if len(d) == most
+        else f"{len(d)} of {most} seeds have the whole grid",
         of=f"{first.batch_sizes}, {_kind(first.records[0].plan.lr)} lr",
     )
 
@@ -718,13 +753,14 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
         (
             "equal-steps",
             "Control: against the constant batch that takes as many steps, the increasing batch "
-            "has the lower norm and at least its accuracy.",
+            f"has the lower norm and at least its accuracy less {ACCURACY_MARGIN:g} points.",
             False,
         ),
         (
             "best-constant",
             "Control: against the constant batch size that was chosen by validation accuracy, the "
-            "increasing batch has the lower norm and at least its accuracy.",
+            "increasing batch has the lower norm and at least its accuracy less "
+            f"{ACCURACY_MARGIN:g} points.",
             False,
         ),
         (
@@ -801,7 +837,7 @@ def steps_sentence(ours: Cell, theirs: Cell) -> str:
     if not parts:
         return ""
     share = mean(steps[0]) / mean(steps[1])
-    apart = _other_lr(ours, theirs)
+    apart = other_lr(ours, theirs)
     panel = f"{ours.panel}: " if ours.panel else ""
     return (
         f"{panel}compared with {theirs.name}, {ours.name} ends {' and '.join(parts)}, with "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from batchramp.report.cells import Cell, count, last, listed, number, percent, spread
+from batchramp.report.cells import Cell, count, last, listed, number, percent, setting, spread
 from batchramp.report.statistics import effect_size, equivalence, paired_t, sign_flip
 from batchramp.store import Record
 
@@ -40,6 +40,8 @@ class Comparison:
         sentence: what the numbers say, without a decision.
         obstacle: why no test would be fair; "" if one is.
         of: whom it compares, as far as ``where`` leaves it open.
+        other_lr: where the two start at different lr, each its own; "" where at the same. What is
+            decided is then of two tuned policies, not of what names them.
     """
 
     where: str
@@ -49,6 +51,7 @@ class Comparison:
     margin: float = 0.0
     obstacle: str = ""
     of: str = ""
+    other_lr: str = ""
 
     @property
     def seeds(self) -> int:
@@ -72,6 +75,20 @@ class Comparison:
     def _tests(self, test: Callable[[Sequence[float], str], float]) -> tuple[float, ...]:
         if self.obstacle or self.seeds < MIN_SEEDS:
             return ()
+        return self._p_values(test)
+
+    @property
+    def forgone(self) -> int:
+        """Tests that enough seeds allow and an obstacle forbids.
+
+        Holm counts them: whether there is an obstacle depends on the runs, and what is corrected
+        must not.
+        """
+        if not self.obstacle or self.seeds < MIN_SEEDS:
+            return 0
+        return 1 if self.kind in ("above", "at least") else 2
+
+    def _p_values(self, test: Callable[[Sequence[float], str], float]) -> tuple[float, ...]:
         d, margin = self.differences, self.margin
         if self.kind in ("above", "at least"):
             return (test([x + margin for x in d], "two-sided"),)
@@ -111,9 +128,13 @@ class Comparison:
                 names, self.tests, adjusted, self.sign_flips, strict=True
             )
         ]
-        size = effect_size(self.differences)
+        # p and d are of the same null hypothesis.
+        shift = self.margin if self.kind == "at least" else 0.0
+        size = effect_size([x + shift for x in self.differences])
         effect = f"; effect size d = {abs(size):.2g}" if math.isfinite(size) else ""
         text = "; ".join(parts) + effect
+        if shift:
+            return f"Against a difference of {signed(-shift)}: {text}"
         return text[:1].upper() + text[1:]
 
 
@@ -194,9 +215,25 @@ def compare(
         differences=tuple(favour * x for x in d),
         sentence=_describe(a, b, pairs, d, measure),
         margin=margin,
-        obstacle=untested,
+        obstacle=untested or unpaired(a, b, len(pairs)),
         of=opponents(a, b),
+        other_lr=other_lr(a, b),
     )
+
+
+def unpaired(a: Cell, b: Cell, pairs: int) -> str:
+    """Why no test would be fair where some seeds have no pair of values; "" if all have."""
+    most = max(len(a.records), len(b.records))
+    return "" if pairs == most else f"{pairs} of {most} seeds have a value of both"
+
+
+def other_lr(ours: Cell, theirs: Cell) -> str:
+    """Where two policies start at, each with the lr it was given; "" if at the same."""
+    x, y = (cell.records[0].plan.at(0).lr for cell in (ours, theirs))
+    if x == y:
+        return ""
+    first, second = ("its own" if lr is None else setting(lr) for lr in (x, y))
+    return f"{theirs.name} starts at lr {second}, {ours.name} at {first}"
 
 
 def opponents(a: Cell, b: Cell) -> str:

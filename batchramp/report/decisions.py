@@ -2,45 +2,67 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from batchramp.report.cells import Cell, studies
-from batchramp.report.claims import Claim, Judgement, judge
-from batchramp.report.comparisons import ACCURACY, FAILS, HOLDS, LEVEL, NORM, OPEN, Measure
-from batchramp.report.statistics import paired_t, sign_flip
+from batchramp.report.claims import Claim, Decision, Judgement, judge
+from batchramp.report.comparisons import (
+    ACCURACY,
+    FAILS,
+    HOLDS,
+    LEVEL,
+    MIN_SEEDS,
+    NORM,
+    OPEN,
+    Measure,
+    compare,
+)
+from batchramp.report.statistics import wilson
 from batchramp.store import Record, read_all
 
 __all__ = ["Calibration", "Conclusion", "calibrate", "conclude"]
 
 _PAIRS = 200
+# Decisions with p after Holm below this are counted apart: those near the level repeat less.
+_CLEAR = 0.001
 
 
 @final
 @dataclass(frozen=True)
 class Calibration:
-    """How often two sets of runs of one plan are declared different.
+    """How often two sets of runs of one plan are declared different, by the claims' own rule.
+
+    Without Holm's correction, which makes it rarer still: paired t and exact sign flips at 0.05.
 
     Attributes:
-        pairs: sets compared, each a cell's runs dealt into two halves at random.
-        different: declared different by the rule of the claims, before Holm: paired t and exact
-            sign flips both at 0.05. Holm makes it rarer still.
-        corrected: declared different where the t-test's p is multiplied by the number of pairs.
+        pairs: sets compared, each a cell's runs dealt into two halves at random. Dealing makes
+            signs fair whatever the runs are, so that this checks the rule alone.
+        different: of them, declared different.
         seeds: in each half.
+        sets: cells whose runs on the first seeds were compared with those on the second, in norm
+            and in accuracy. Runs that changed in between would show here.
+        sets_different: of them, declared different.
     """
 
     pairs: int
     different: int
-    corrected: int
     seeds: int
+    sets: int = 0
+    sets_different: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"Calibration: of {self.pairs} pairs of the same plan ({self.seeds} against "
-            f"{self.seeds} seeds), {self.different} ({self.different / self.pairs:.1%}) are "
-            f"declared different at {LEVEL:g} without a correction, {self.corrected} with it."
+        text = (
+            f"Calibration, pairs of the same plan, {self.seeds} against {self.seeds} seeds, each "
+            f"tested at {LEVEL:g} without a correction: dealt at random, "
+            f"{_share(self.different, self.pairs)} are declared different"
         )
+        if self.sets:
+            text += (
+                f"; the first seeds against the second, {_share(self.sets_different, self.sets)}"
+            )
+        return f"{text}."
 
 
 @final
@@ -61,27 +83,35 @@ class Conclusion:
     names: tuple[str, ...]
 
     @property
-    def pairs(self) -> list[tuple[str, str, str, str]]:
-        """Claim, comparison, and its outcome on each set of seeds."""
+    def pairs(self) -> list[tuple[str, Decision, str]]:
+        """Claim, decision on the first seeds, and its outcome on the second."""
         if self.repeated is None:
             return []
         second = {(name, d.where): d.outcome for name, d in _decisions(self.repeated)}
         return [
-            (name, d.where, d.outcome, second.get((name, d.where), OPEN))
-            for name, d in _decisions(self.judgement)
+            (name, d, second.get((name, d.where), OPEN)) for name, d in _decisions(self.judgement)
         ]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Comparisons; those decided at first, decided alike again, and the other way."""
-        pairs = self.pairs
-        decided = [(a, b) for _, _, a, b in pairs if a != OPEN]
+        """How many comparisons are decided on the first seeds, and what the second say of them.
+
+        "decided", "repeated" (decided alike), "reversed" (the other way); "clear" and
+        "clear_repeated": the same of those whose p after Holm is below 0.001; "open" and
+        "open_decided": those tested and not decided at first, and decided then.
+        """
+        tested = [(d.p, d.outcome, then) for _, d, then in self.pairs if d.p is not None]
+        decided = [(p, now, then) for p, now, then in tested if now != OPEN]
+        clear = [(now, then) for p, now, then in decided if p < _CLEAR]
+        undecided = [then for _, now, then in tested if now == OPEN]
         return {
-            "comparisons": len(pairs),
-            "same": sum(a == b for _, _, a, b in pairs),
             "decided": len(decided),
-            "repeated": sum(a == b for a, b in decided),
-            "reversed": sum({a, b} == {HOLDS, FAILS} for a, b in decided),
+            "repeated": sum(now == then for _, now, then in decided),
+            "reversed": sum({now, then} == {HOLDS, FAILS} for _, now, then in decided),
+            "clear": len(clear),
+            "clear_repeated": sum(now == then for now, then in clear),
+            "open": len(undecided),
+            "open_decided": sum(then != OPEN for then in undecided),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,11 +141,15 @@ class Conclusion:
         lines.append(self.judgement.note)
         if self.repeated is not None:
             c = self.counts
-            share = f"{c['repeated'] / c['decided']:.1%}" if c["decided"] else "none"
+            if c["decided"]:
+                lines.append(
+                    f"Of the comparisons that were decided, {_share(c['repeated'], c['decided'])} "
+                    f"are decided alike on fresh seeds, {c['reversed']} the other way; of the "
+                    f"{c['clear']} with p below {_CLEAR:g} after Holm, {c['clear_repeated']}."
+                )
             lines.append(
-                f"On fresh seeds {c['repeated']} of the {c['decided']} comparisons that were "
-                f"decided ({share}) are decided alike, {c['reversed']} the other way; of all "
-                f"{c['comparisons']} comparisons {c['same']} end alike."
+                f"Of the {c['open']} tested and not decided, {c['open_decided']} are decided on "
+                "fresh seeds."
             )
         if self.calibration is not None:
             lines.append(str(self.calibration))
@@ -139,49 +173,81 @@ def conclude(folder: str | Path, repeated: str | Path | None = None) -> Conclusi
     if shared := {r.seed for r in first} & {r.seed for r in second}:
         raise ValueError(f"repeated must have fresh seeds, got {min(shared)} in both folders")
     names = (_seeds(first), _seeds(second))
-    return Conclusion(judge(first), judge(second), calibrate([*first, *second]), names)
+    return Conclusion(judge(first), judge(second), calibrate(first, second), names)
 
 
-def calibrate(records: Iterable[Record], pairs: int = _PAIRS, seed: int = 0) -> Calibration | None:
-    """Deals the runs of random cells into two halves and tests the halves against each other.
+def calibrate(
+    first: Iterable[Record], second: Iterable[Record], pairs: int = _PAIRS, seed: int = 0
+) -> Calibration | None:
+    """Compares runs of one plan with runs of the same plan, by what compares policies.
 
-    Norms and accuracies in turn. In each half the order is random as well, so that pairs share
-    nothing but the plan.
+    The runs of a cell drawn at random, of both sets together, are dealt into two halves at random;
+    norms and accuracies in turn. And every cell's first set is compared with its second, in both.
 
     Args:
-        records: runs; cells with an unfinished run or fewer than 16 are left out.
-        pairs: how many.
+        first, second: runs on different seeds; cells with an unfinished run, or fewer than 8 in a
+            set, are left out.
+        pairs: how many are dealt.
         seed: of what is drawn.
 
     Returns:
         What was declared different; None if there is no such cell.
     """
-    found = [cell for study in studies(records) for cell in study.cells]
-    whole = [c for c in found if len(c.finished) == len(c.records) >= 16]
-    if not whole:
+    sets = [_whole(first), _whole(second)]
+    both = [key for key in sets[0] if key in sets[1]]
+    if not both:
         return None
     draw = random.Random(seed)
-    different = corrected = 0
+    different = 0
     for number in range(pairs):
-        d = _halves(draw.choice(whole), (NORM, ACCURACY)[number % 2], draw)
-        t, exact = paired_t(d), sign_flip(d)
-        different += max(t, exact) <= LEVEL
-        corrected += max(min(1.0, t * pairs), exact) <= LEVEL
-    return Calibration(pairs, different, corrected, min(len(c.records) for c in whole) // 2)
+        key = draw.choice(both)
+        records = [*sets[0][key].records, *sets[1][key].records]
+        draw.shuffle(records)
+        half = len(records) // 2
+        halves = (records[:half], records[half : 2 * half])
+        different += _different(*halves, (NORM, ACCURACY)[number % 2])
+    apart = [
+        _different(sets[0][key].records, sets[1][key].records, measure)
+        for key in both
+        for measure in (NORM, ACCURACY)
+    ]
+    seeds = min(len(by_key[key].records) for by_key in sets for key in both)
+    return Calibration(pairs, different, seeds, len(apart), sum(apart))
 
 
-def _halves(cell: Cell, measure: Measure, draw: random.Random) -> list[float]:
-    values = [measure.of(record) for record in cell.finished]
-    draw.shuffle(values)
-    half = len(values) // 2
-    return [measure.difference(a, b) for a, b in zip(values, values[half:], strict=False)][:half]
+_Key = tuple[str, str, str, str]
+
+
+def _whole(records: Iterable[Record]) -> dict[_Key, Cell]:
+    """The cells whose runs have all finished, enough of them to decide."""
+    return {
+        (study.name, cell.panel, cell.label, cell.variant): cell
+        for study in studies(records)
+        for cell in study.cells
+        if len(cell.finished) == len(cell.records) >= MIN_SEEDS
+    }
+
+
+def _different(ours: Sequence[Record], theirs: Sequence[Record], measure: Measure) -> bool:
+    """Whether runs of one plan are declared different, their seeds counted anew."""
+    a, b = (
+        Cell("", label, "", tuple(replace(record, seed=i) for i, record in enumerate(records)))
+        for label, records in (("a", ours), ("b", theirs))
+    )
+    found = compare("", a, b, measure, "above")
+    return found.outcome(found.tests) != OPEN
+
+
+def _share(some: int, of: int) -> str:
+    low, high = wilson(some, of)
+    return f"{some} of {of} ({some / of:.1%}; as of independent ones, {low:.0%} to {high:.0%})"
 
 
 def _claims(judgement: Judgement) -> list[Claim]:
     return [*judgement.claims, *judgement.controls]
 
 
-def _decisions(judgement: Judgement) -> list[tuple[str, Any]]:
+def _decisions(judgement: Judgement) -> list[tuple[str, Decision]]:
     return [
         (str(claim.number or claim.statement), decision)
         for claim in _claims(judgement)
@@ -195,7 +261,8 @@ def _claim(claim: Claim) -> dict[str, Any]:
         "statement": claim.statement,
         "verdict": claim.verdict,
         "decisions": [
-            {"where": d.where, "kind": d.kind, "outcome": d.outcome} for d in claim.decisions
+            {"where": d.where, "kind": d.kind, "outcome": d.outcome, "p": d.p}
+            for d in claim.decisions
         ],
         "sentences": list(claim.sentences),
     }

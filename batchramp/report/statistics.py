@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["effect_size", "equivalence", "holm", "paired_t", "seeds_needed", "sign_flip"]
+__all__ = [
+    "effect_size",
+    "equivalence",
+    "holm",
+    "paired_t",
+    "seeds_needed",
+    "sign_flip",
+    "wilson",
+]
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 
@@ -164,6 +172,22 @@ def seeds_needed(tests: int, level: float = 0.05, sides: int = 2) -> int:
     (6, 8, 9, 8)
     """
     return math.ceil(math.log2(sides * max(tests, 1) / level) - 1e-12)
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a share: of 95 % at z = 1.96, for trials that are independent.
+
+    (p + z²/2n ± z √(p (1 - p)/n + z²/4n²)) / (1 + z²/n), p = successes / n (Wilson, 1927).
+
+    >>> low, high = wilson(45, 50)
+    >>> round(low, 3), round(high, 3)
+    (0.786, 0.957)
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"successes must be in 0..trials, got {successes} of {trials}")
+    p, n = successes / trials, trials
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def _t_beyond(t: float, degrees: int) -> float:

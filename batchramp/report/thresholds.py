@@ -7,7 +7,15 @@ import math
 from collections.abc import Callable, Sequence
 
 from batchramp.report.cells import Cell, listed, spread
-from batchramp.report.comparisons import Comparison, mean, opponents, ratio, why_untested
+from batchramp.report.comparisons import (
+    Comparison,
+    mean,
+    opponents,
+    other_lr,
+    ratio,
+    unpaired,
+    why_untested,
+)
 from batchramp.store import Record
 
 __all__ = ["compare_thresholds", "mean_samples_to", "samples_to", "threshold_grid"]
@@ -115,11 +123,12 @@ def compare_thresholds(
         sentence += f"; at {neither}, neither gets there with every seed"
     if d:
         sentence += f"; samples needed: {spread([-x for x in d], ratio)} times as many"
-    untested = why_untested(ours, theirs, [])
+    untested = why_untested(ours, theirs, []) or unpaired(ours, theirs, len(d))
     if not untested and (fewer or alone) and (more or without):
         untested = "which of them is first depends on the threshold"
     return Comparison(f"{panel}, samples to a {name}", "above", tuple(d), sentence + ".",
-                      obstacle=untested, of=opponents(ours, theirs))  # fmt: skip
+                      obstacle=untested, of=opponents(ours, theirs),
+                      other_lr=other_lr(ours, theirs))  # fmt: skip
 
 
 def _range(where: Sequence[int], grid: Sequence[float], text: Callable[[float], str]) -> str:
