@@ -184,7 +184,7 @@ def test_policies_of_different_lr_are_said_to_be():
     ]
     said = sentences(other, 1)
     assert "Mind the lr: small (b = 8) starts at lr 0.05, increasing (8 → 64) at 0.1." in said
-    assert "start at different lr, each its own: 1 of the 1 that hold." in said
+    assert "start at different lr, each its own: 1 holds." in said
 
 
 def test_the_test_set_is_read_at_the_last_epoch_alone():

@@ -46,6 +46,7 @@ from batchramp.report.comparisons import (
     ratio,
     signed,
     signs,
+    tally,
 )
 from batchramp.report.statistics import holm, seeds_needed
 from batchramp.report.thresholds import compare_thresholds, threshold_grid
@@ -237,8 +238,7 @@ def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
     outcomes = [decision.outcome for decision in decisions]
     verdict = draft.verdict or _verdict(draft.comparisons, outcomes)
     if len(outcomes) > 1 and len(set(outcomes)) > 1:
-        parts = [f"{outcomes.count(o)} {o}" for o in (HOLDS, FAILS, OPEN) if o in outcomes]
-        sentences.insert(0, f"Of {len(outcomes)} comparisons: {', '.join(parts)}.")
+        sentences.insert(0, f"Of {len(outcomes)} comparisons: {tally(outcomes)}.")
     if text := _at_other_lr(draft.comparisons, outcomes):
         sentences.insert(0, text)
     return Claim(draft.number, draft.statement, verdict, tuple(sentences), tuple(decisions))
@@ -246,15 +246,14 @@ def _close(draft: _Draft, adjusted: Iterator[float], total: int) -> Claim:
 
 def _at_other_lr(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:
     """How many of the decisions are between policies that were tuned to different lr."""
-    parts = []
-    for outcome in (HOLDS, FAILS):
-        of = [c for c, o in zip(comparisons, outcomes, strict=True) if o == outcome]
-        if unlike := sum(bool(c.other_lr) for c in of):
-            verb = {HOLDS: "hold", FAILS: "do not hold"}[outcome]
-            parts.append(f"{unlike} of the {len(of)} that {verb}")
-    if not parts:
+    decided = [(c, o) for c, o in zip(comparisons, outcomes, strict=True) if o != OPEN]
+    unlike = [o for c, o in decided if c.other_lr]
+    if not unlike:
         return ""
-    return f"Between policies that start at different lr, each its own: {' and '.join(parts)}."
+    return (
+        f"{len(unlike)} of the {len(decided)} that are decided are between policies that start at "
+        f"different lr, each its own: {tally(unlike)}."
+    )
 
 
 def _verdict(comparisons: Sequence[Comparison], outcomes: Sequence[str]) -> str:

@@ -23,6 +23,19 @@ NORM_MARGIN = 0.1  # of the logarithm: log(1 + this)
 NORM_ALIKE = f"within a factor of {1 + NORM_MARGIN:g} either way"
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+_SEVERAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: OPEN}
+
+
+def tally(outcomes: Sequence[str]) -> str:
+    """How many ended how.
+
+    >>> tally(["holds", "holds", "not decided"])
+    '2 hold, 1 not decided'
+    """
+    counts = {outcome: outcomes.count(outcome) for outcome in _SEVERAL}
+    return ", ".join(
+        f"{n} {outcome if n == 1 else _SEVERAL[outcome]}" for outcome, n in counts.items() if n
+    )
 
 
 @final

@@ -18,6 +18,7 @@ from batchramp.report.comparisons import (
     OPEN,
     Measure,
     compare,
+    tally,
 )
 from batchramp.report.statistics import wilson
 from batchramp.store import Record, read_all
@@ -270,10 +271,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
 
 def _tally(claim: Claim) -> str:
     outcomes = [d.outcome for d in claim.decisions]
-    if len(outcomes) < 2:
-        return ""
-    parts = [f"{outcomes.count(o)} {o}" for o in (HOLDS, FAILS, OPEN) if o in outcomes]
-    return f" ({', '.join(parts)})"
+    return f" ({tally(outcomes)})" if len(outcomes) > 1 else ""
 
 
 def _seeds(records: Sequence[Record]) -> str:
