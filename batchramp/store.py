@@ -429,15 +429,35 @@ def resume(
     Raises:
         ValueError: as `existing`, with ``allowed`` for its ``resume``, or the files are damaged.
     """
+    found = begun(folder, identity, allowed=allowed)
+    if found is None:
+        return None
+    saved, initial = found
+    progress = restore(saved, sampler, model, optimizer, device)
+    return progress, settle(folder, progress), initial
+
+
+def begun(
+    folder: Path, identity: Mapping[str, Any], *, allowed: bool = True
+) -> tuple[dict[str, Any], Mapping[str, float | None]] | None:
+    """The checkpoint of the run in ``folder``, and what was measured before the first step.
+
+    None if no epoch was completed. First half of `resume`; nothing on disk changes.
+    """
     record = existing(folder, identity, allowed)
     saved = None if record is None else load_checkpoint(record)
-    if record is None or saved is None:
-        return None
-    progress = restore(saved, sampler, model, optimizer, device)
+    return None if record is None or saved is None else (saved, record.initial)
+
+
+def settle(folder: Path, progress: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Brings the other files where the checkpoint stands, and returns the rows.
+
+    Second half of `resume`, when the checkpoint has been found to fit.
+    """
     rows = cut_rows(folder, progress["epoch"])
-    if record.status != progress["status"]:
+    if _read_run(folder)["status"] != progress["status"]:
         finish(folder, progress["status"])
-    return progress, rows, record.initial
+    return rows
 
 
 def save_epoch(

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from batchramp import store
 from batchramp.batching import ScheduledBatchSampler
 from batchramp.optim import QHM
 from batchramp.plan import Plan, Values
+from batchramp.processes import Processes, join
 from batchramp.progress import STEPS_BETWEEN_CHECKS, Progress, check_seed, row_of, status_of
 from batchramp.scheduler import ParamScheduler
 from batchramp.task import Task
@@ -62,6 +63,15 @@ def fit(
 ) -> Fit:
     """Trains ``task`` under ``plan``, measuring after every epoch.
 
+    Called by every process of a torch.distributed group, or of `torchrun`, whose group it then
+    initialises, it trains one model on all of them, each on its share of every global batch, with
+    the steps of one process to rounding. The first process measures, decides, calls ``on_epoch``
+    and writes; all return the same. What one refuses, all refuse. A process that dies ends the
+    others; started again, by ``torchrun --max-restarts`` too, they go on from the checkpoint, and
+    so does another number of processes. BatchNorm normalises by each process's share, as DDP has
+    it, and keeps the first one's running statistics; dropout differs between processes: models
+    with either train otherwise than on one process.
+
     Args:
         task: what is trained on what.
         plan: the Plan.
@@ -85,51 +95,55 @@ def fit(
     Raises:
         ValueError: the folder holds another run, or plan and optimizer do not fit.
         BlockingIOError: another process trains in the folder.
+        ConnectionError: another process that trained with this one has ended.
     """
-    check_seed(seed)
-    what = store.identity(
-        task=task.name,
-        model=task.model_name,
-        optimizer=optimizer,
-        plan=plan,
-        seed=seed,
-        options=task.options,
-        label=label,
-        panel=panel,
-        experiment=experiment,
-        note=note,
-    )
+    processes = join(task.device)
+    with processes.together():
+        check_seed(seed)
+        task = replace(task, device=processes.own(task.device))
+        what = store.identity(
+            task=task.name,
+            model=task.model_name,
+            optimizer=optimizer,
+            plan=plan,
+            seed=seed,
+            options=task.options,
+            label=label,
+            panel=panel,
+            experiment=experiment,
+            note=note,
+        )
     folder = None if out is None else Path(out)
+    processes.check_same({**what, "n": task.n, "constants": constants, "out": folder is not None})
     with ExitStack() as stack:
-        devices = [task.device] if task.device.startswith("cuda") else []
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        torch.manual_seed(seed)
-        model = task.make()
-        network = task.for_training(model)
-        sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
-        loader = task.batches(sampler)
-        scheduler = scheduled(optimizer, model.parameters(), plan, fields)
-        opt = scheduler.optimizer
+        with processes.together():
+            devices = [task.device] if task.device.startswith("cuda") else []
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            torch.manual_seed(seed)
+            model = task.make()
+            network = task.for_training(model)
+            sampler = ScheduledBatchSampler(plan, task.n, seed=seed)
+            loader = task.batches(sampler)
+            scheduler = scheduled(optimizer, model.parameters(), plan, fields)
+            opt = scheduler.optimizer
 
         at, rows, initial = Progress(), [], None
-        if folder is not None:
-            store.existing(folder, what, resume)  # refused before the lock leaves its file
-            stack.enter_context(store.lock(folder))
-            parts = (sampler, model, opt, task.device)
-            if resumed := store.resume(folder, what, *parts, allowed=resume):
-                progress, rows, initial = resumed
-                at = Progress(**progress)
+        if folder is not None and (begun := processes.once(_open, stack, folder, what, resume)):
+            saved, initial = begun
+            with processes.together():
+                at = Progress(**store.restore(saved, sampler, model, opt, task.device))
+            rows = processes.once(store.settle, folder, asdict(at))
         if initial is None:
-            initial = store.finite(task.measure(model, constants=constants))
-            if folder is not None:
-                problem = None if task.problem is None else asdict(task.problem)
-                store.create(folder, what, initial, n=task.n, problem=problem)
+            initial = processes.once(_start, task, model, constants, folder, what)
 
+        network = processes.shared(network)
         while at.status == "running":
             before = _copied(model) if constants else None
-            values = _train_epoch(task, network, loader, scheduler, at)
-            measured = store.finite(task.measure(model, constants=constants, previous=before))
-            row = row_of(at, values, measured, [initial, *rows])
+            processes.seed_own(seed, at.epoch)
+            with processes.watched():
+                values = _train_epoch(task, network, loader, sampler, scheduler, at, processes)
+            earlier = [initial, *rows]
+            row = processes.once(_row, task, model, at, values, earlier, constants, before)
             rows.append(row)
             at.epoch += 1
             sampler.set_epoch(at.epoch)
@@ -138,37 +152,90 @@ def fit(
             # Taken whether saved or not, so that saving changes no number: QHM folds the scales of
             # its fused buffers, which rounds.
             checkpoint = store.checkpoint(asdict(at), sampler, model, opt, task.device)
-            if folder is not None:
-                store.save_epoch(folder, row, checkpoint, at.status)
-            if on_epoch is not None:
-                on_epoch(row)
+            processes.once(_keep, folder, row, checkpoint, at.status, on_epoch)
+        with processes.watched():
+            processes.share_buffers(model)
         return Fit(at.status, rows, initial, model)
 
 
 def _train_epoch(
-    task: Task, network: nn.Module, loader: Iterable[Any], scheduler: ParamScheduler, at: Progress
+    task: Task,
+    network: nn.Module,
+    loader: Iterable[Any],
+    sampler: ScheduledBatchSampler,
+    scheduler: ParamScheduler,
+    at: Progress,
+    processes: Processes,
 ) -> Values:
     """One pass over the data. Returns what was planned at its end."""
     plan, optimizer = scheduler.plan, scheduler.optimizer
+    sizes = sampler.sizes()
     network.train()
     started = time.perf_counter()
-    for inputs, targets in loader:
+    for k, (inputs, targets) in enumerate(loader):
         tick = plan.tick(epoch=at.epoch, step=at.steps, samples=at.samples)
         if tick != scheduler.last_epoch:
             scheduler.set_epoch(tick)
         loss = task.loss(network, inputs, targets)
+        if not processes.alone:
+            loss = loss * sampler.weight(k)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         at.steps += 1
-        at.samples += len(targets)
-        if at.steps % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(loss.item()):
+        at.samples += sizes[k]
+        if at.steps % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(processes.mean(loss)):
             at.status = "diverged"
             break
     if task.device.startswith("cuda"):
         torch.cuda.synchronize(task.device)
     at.seconds += time.perf_counter() - started
     return plan.at(scheduler.last_epoch)
+
+
+# What the first process does for all.
+
+
+def _open(stack: ExitStack, folder: Path, what: Mapping[str, Any], resume: bool) -> Any:
+    store.existing(folder, what, resume)  # refused before the lock leaves its file
+    stack.enter_context(store.lock(folder))
+    return store.begun(folder, what, allowed=resume)
+
+
+def _start(
+    task: Task, model: nn.Module, constants: bool, folder: Path | None, what: Mapping[str, Any]
+) -> Mapping[str, float | None]:
+    initial = store.finite(task.measure(model, constants=constants))
+    if folder is not None:
+        problem = None if task.problem is None else asdict(task.problem)
+        store.create(folder, what, initial, n=task.n, problem=problem)
+    return initial
+
+
+def _row(
+    task: Task,
+    model: nn.Module,
+    at: Progress,
+    values: Values,
+    earlier: Iterable[Mapping[str, Any]],
+    constants: bool,
+    before: Mapping[str, torch.Tensor] | None,
+) -> dict[str, Any]:
+    measured = store.finite(task.measure(model, constants=constants, previous=before))
+    return row_of(at, values, measured, earlier)
+
+
+def _keep(
+    folder: Path | None,
+    row: dict[str, Any],
+    checkpoint: Mapping[str, Any],
+    status: str,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    if folder is not None:
+        store.save_epoch(folder, row, checkpoint, status)
+    if on_epoch is not None:
+        on_epoch(row)
 
 
 def _copied(model: nn.Module) -> dict[str, torch.Tensor]:

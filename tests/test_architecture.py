@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "optim": {"optim/conversions"},
     "scheduler": {"plan"},
     "batching": {"plan"},
+    "processes": {"batching"},
     "theory": {"schedules", "plan"},
     "store": {"plan"},
     "progress": {"plan"},
@@ -26,7 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"theory"},
     "task": {"batching", "measure", "theory"},
     "report": {"schedules", "plan", "theory", "store"},
-    "training": {"plan", "optim", "scheduler", "batching", "store", "progress", "task"},
+    "training": {
+        "plan", "optim", "scheduler", "batching", "processes", "store", "progress", "task",
+    },
     "experiments": {
         "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
         "store", "progress", "data", "task", "training",
