@@ -9,10 +9,13 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import islice, repeat, tee
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -42,9 +45,14 @@ _DOMAINS = {
     "beta": ("in [0, 1)", 0, math.nextafter(1, 0)),
     "gamma": ("in [0, 1]", 0, 1),
 }
-# A schedule with more changes is checked at this many and at a sample of the others; a batch size
-# with more cannot be laid out.
-_MOST_CHANGES = 1_000_000
+# A schedule with more turns is checked at this many and at a sample of the others.
+_MOST_CHECKS = 1_000_000
+# Ticks that are looked at, at most, to find where a batch size changes.
+_MOST_LOOKS = 10_000_000
+# Stages, and epochs in which the size changes, that are listed; of more, there are totals.
+_MOST_LISTED = 1_000_000
+# Where to begin is kept for one in so many laps.
+_LAPS_A_MARK = 64
 # Stages that a description shows, the first half and the last.
 _MOST_ROWS = 40
 # Batches of one epoch that are listed.
@@ -129,7 +137,8 @@ class Plan:
     Args:
         epochs: M, passes over the data.
         steps: K, batches.
-        samples: N, samples taken.
+        samples: N, samples taken. Tokens are samples of a known length: with 1024 tokens a sample,
+            10^9 tokens are 976,562 samples.
         batch_size: a Schedule or an integer; rounded up at every tick (`round_batch_size`).
         lr: α, a Schedule or a number >= 0. None, here and below: the optimizer's own business.
         beta: β, the decay of the momentum buffer, in [0, 1).
@@ -234,30 +243,45 @@ class Plan:
         epochs = self.total_epochs(n, drop_last)
         if not isinstance(epoch, Integral) or not 0 <= epoch < epochs:
             raise ValueError(f"epoch must be in 0..{epochs - 1}, got {epoch!r}")
-        laps = iter(_lay_out(self, n, drop_last)[1])
-        times, lap = next(laps)
-        while epoch >= times:
-            epoch -= times
-            times, lap = next(laps)
-        if sum(count for _, count in lap) > _MOST_BATCHES:
-            raise ValueError(f"n must leave an epoch at most {_MOST_BATCHES:,} batches, got {n}")
-        return [size for size, count in lap for _ in range(count)]
+        found = _count(self, n, drop_last)
+        mark = bisect_right(found.epochs_before, epoch) - 1
+        epoch, tick = epoch - found.epochs_before[mark], found.ticks_before[mark]
+        sizes: list[int] = []
+        for _, size, count, times, begins in _pieces(self, n, drop_last, tick):
+            if begins and sizes:
+                break
+            if begins and epoch >= times:
+                epoch -= times
+                inside = False
+            elif begins:
+                inside = True
+            if inside:
+                if len(sizes) + count > _MOST_BATCHES:
+                    raise ValueError(
+                        f"n must leave an epoch at most {_MOST_BATCHES:,} batches, got {n}"
+                    )
+                sizes += repeat(size, count)
+        return sizes
 
     def total_epochs(self, n: int, drop_last: bool = False) -> int:
         """Passes over ``n`` samples, the last perhaps incomplete."""
-        return sum(times for times, _ in _lay_out(self, as_count(n, "n"), drop_last)[1])
+        return _count(self, as_count(n, "n"), drop_last).epochs
 
     def total_steps(self, n: int, drop_last: bool = False) -> int:
-        """K = Σ ⌈n/b_m⌉, all batches over ``n`` samples (⌊n/b_m⌋ with ``drop_last``)."""
-        return sum(stage.steps for stage in self.stages(n, drop_last))
+        """K = Σ ⌈n/b_m⌉, all batches over ``n`` samples (⌊n/b_m⌋ with ``drop_last``).
+
+        Exact, and known beforehand: of any length where the batch size stays for stages or never
+        turns around, and else up to 10^7 ticks.
+        """
+        return _count(self, as_count(n, "n"), drop_last).steps
 
     def total_samples(self, n: int, drop_last: bool = False) -> int:
         """Single-sample gradients taken, by true counts: exactly n an epoch unless some drop."""
-        return sum(stage.samples for stage in self.stages(n, drop_last))
+        return _count(self, as_count(n, "n"), drop_last).samples
 
     def stages(self, n: int, drop_last: bool = False) -> tuple[Stage, ...]:
         """The runs of ticks of one batch size, with their steps and samples over ``n`` samples."""
-        return _lay_out(self, as_count(n, "n"), drop_last)[0]
+        return _list_stages(self, as_count(n, "n"), drop_last)
 
     def laps(self, n: int) -> tuple["Lap", ...]:
         """Runs of like epochs over ``n`` samples: how many, and the batches of one of them.
@@ -267,7 +291,7 @@ class Plan:
         >>> Plan(epochs=3, batch_size=4).laps(10)
         ((3, ((4, 2), (2, 1))),)
         """
-        return _lay_out(self, as_count(n, "n"), False)[1]
+        return _list_laps(self, as_count(n, "n"))
 
     # ----------------------------------------------------------------------------- showing it
 
@@ -296,15 +320,16 @@ class Plan:
                 *(_from_to(getattr(first, name), getattr(last, name)) for name in names),
             )
 
-        stages = self.stages(n)
-        if len(stages) <= _MOST_ROWS:
-            rows = [row(stage) for stage in stages]
-        else:
-            half = _MOST_ROWS // 2
-            hidden = f"({len(stages) - 2 * half:,} more)"
-            gap = ("...", hidden, *[""] * (len(columns) - 2))
-            rows = [*map(row, stages[:half]), gap, *map(row, stages[-half:])]
-        steps, samples = sum(s.steps for s in stages), sum(s.samples for s in stages)
+        n = as_count(n, "n")
+        stages = _stages(self, n, False)
+        rows = [row(stage) for stage in islice(stages, _MOST_ROWS)]
+        half = _MOST_ROWS // 2
+        last = deque(enumerate(stages, 1), maxlen=half)
+        if last:
+            tail = [*rows[half:], *(row(stage) for _, stage in last)][-half:]
+            hidden = f"({len(rows) + last[-1][0] - 2 * half:,} more)"
+            rows = [*rows[:half], ("...", hidden, *[""] * (len(columns) - 2)), *tail]
+        steps, samples = self.total_steps(n), self.total_samples(n)
         return Description(
             title=f"{self.length:,} {self.unit} over {n:,} samples",
             columns=columns,
@@ -322,7 +347,7 @@ class Plan:
 
         names = [name for name in _DOMAINS if getattr(self, name) is not None]
         even = {i * (self.length - 1) // 1999 for i in range(2000)}
-        changes = {stage.start for stage in self.stages(n)[:2000]}
+        changes = {start for start, _, _ in islice(self._runs(), 2000)}
         ticks = sorted(even | changes)
         values = [self.at(tick) for tick in ticks]
         figure = Figure(figsize=(7, 1.2 + 1.4 * len(names)), layout="constrained")
@@ -447,30 +472,52 @@ class Plan:
         except ValueError as error:  # a warm-up as long as the Plan
             raise ValueError(f"{name}: {error}") from None
         self._value(name, schedule, first)
-        for tick in islice(ticks, _MOST_CHANGES):
+        for tick in islice(ticks, _MOST_CHECKS):
             self._value(name, schedule, tick)
         if next(ticks, None) is not None:
             for tick in range(self.length - 1, 0, -max(1, self.length // 10_000)):
                 self._value(name, schedule, tick)
 
-    def _runs(self) -> list[tuple[int, int, int]]:
-        """(start, stop, batch size) of the maximal runs of one rounded batch size."""
-        runs = []
-        start = tick = changes = 0
-        size = self._batch_size(0)
-        while tick < self.length:
-            changes += 1
-            if changes > _MOST_CHANGES:
+    def _runs(self, tick: int = 0) -> Iterator["_Run"]:
+        """(start, stop, batch size) of the maximal runs of one rounded batch size, from a tick on.
+
+        Between its turns a size only rises or only falls: where it has one size at two ticks it has
+        it between them, and the end of a run is found by looking at ever wider gaps.
+        """
+        schedule, end = self.batch_size, self.length - 1
+        looks = 0
+
+        def look(at: int) -> int:
+            nonlocal looks
+            looks += 1
+            if looks > _MOST_LOOKS:
                 raise ValueError(
-                    f"batch_size must change at most {_MOST_CHANGES:,} times to be laid out, "
-                    f"got {self.batch_size!r} over {self.length:,} {self.unit}"
+                    f"batch_size must be found by at most {_MOST_LOOKS:,} looks to be laid out, "
+                    f"got {schedule!r} over {self.length:,} {self.unit}: let it change by stages"
                 )
-            tick = max(self.batch_size.next_change(tick, self.length), tick + 1)
-            new = self._batch_size(tick) if tick < self.length else 0
-            if new != size:
-                runs.append((start, min(tick, self.length), size))
-                start, size = tick, new
-        return runs
+            return self._batch_size(at)
+
+        start, size = tick, look(tick)
+        while tick < end:
+            turn = min(max(schedule.next_turn(tick, self.length), tick + 1), end)
+            last = look(turn)
+            while size != last:
+                high = min(max(schedule.next_change(tick, self.length), tick + 1), turn)
+                new, gap = last if high == turn else look(high), 1
+                while new == size:
+                    tick, high, gap = high, min(high + gap, turn), 2 * gap
+                    new = last if high == turn else look(high)
+                while high - tick > 1:
+                    middle = (tick + high) // 2
+                    seen = look(middle)
+                    if seen == size:
+                        tick = middle
+                    else:
+                        high, new = middle, seen
+                yield start, high, size
+                start, tick, size = high, high, new
+            tick = turn
+        yield start, self.length, size
 
 
 def _refuse_fractions(schedule: Schedule) -> None:
@@ -489,30 +536,29 @@ def _refuse_fractions(schedule: Schedule) -> None:
 
 # Epochs alike in a row: how many, and the (true batch size, count) of their batches in order.
 Lap = tuple[int, tuple[tuple[int, int], ...]]
+# First tick, the tick after the last, and the batch size as scheduled.
+_Run = tuple[int, int, int]
+# Batches of one true size in a row in an epoch: the run that they belong to, the size, how many, in
+# how many epochs that are alike, and whether such an epoch begins with them.
+_Piece = tuple[_Run, int, int, int, bool]
 
 
-@lru_cache(maxsize=16)
-def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tuple[Lap, ...]]:
-    """The stages of a Plan over ``n`` samples, and its epochs, without visiting each batch.
+def _pieces(
+    plan: Plan, n: int, drop_last: bool, tick: int = 0, runs: Iterator[_Run] | None = None
+) -> Iterator[_Piece]:
+    """The layout of a Plan over ``n`` samples from an epoch's first tick on.
 
-    An epoch ends with the data, whatever the unit: its last batch is shorter (or dropped). The tick
-    at its first sample decides a batch's size. A Plan of N samples ends with exactly N, so its
-    last batch may be shorter too.
+    It does not visit each batch. An epoch ends with the data, whatever the unit: its last batch is
+    shorter (or dropped). The tick at its first sample decides a batch's size. A Plan of N samples
+    ends with exactly N, so its last batch may be shorter too.
     """
-    runs = plan._runs()
-    steps, samples = [0] * len(runs), [0] * len(runs)
-    laps: list[Lap] = []
-    tick = run = 0
-
-    def take(size: int, count: int, times: int = 1) -> tuple[int, int]:
-        steps[run] += times * count
-        samples[run] += times * count * size
-        return size, count
-
-    while tick < plan.length:
-        while runs[run][1] <= tick:
-            run += 1
-        start, stop, size = runs[run]
+    runs = plan._runs(tick) if runs is None else runs
+    length, unit = plan.length, plan.unit
+    run = next(runs)
+    while tick < length:
+        while run[1] <= tick:
+            run = next(runs)
+        start, stop, size = run
         if drop_last and size > n:
             raise ValueError(
                 f"batch_size {size} at tick {max(start, tick)} is larger than the {n} samples, and "
@@ -525,27 +571,97 @@ def _lay_out(plan: Plan, n: int, drop_last: bool) -> tuple[tuple[Stage, ...], tu
             epoch=1, step=sum(c for _, c in whole), samples=sum(s * c for s, c in whole)
         )
         # After a dropped rest the next tick must still be of this size: a smaller one might fit.
-        ahead = stop - tick - (drop_last and rest > 0 and plan.unit != "epochs")
+        ahead = stop - tick - (drop_last and rest > 0 and unit != "epochs")
         if times := ahead // ticks:
-            laps.append((times, tuple(take(size, count, times) for size, count in whole)))
+            for i, (size, count) in enumerate(whole):
+                yield run, size, count, times, i == 0
             tick += times * ticks
             continue
-        lap, left = [], n  # an epoch in which the size changes, or the last
-        while left and tick < plan.length:
-            while runs[run][1] <= tick:
-                run += 1
-            _, stop, size = runs[run]
+        left = n  # in an epoch in which the size changes, or the last
+        while left and tick < length:
+            while run[1] <= tick:
+                run = next(runs)
+            _, stop, size = run
             if drop_last and size > left:
                 break
-            room = left if plan.unit == "steps" else min(left, plan.length - tick)
+            room = left if unit == "steps" else min(left, length - tick)
             true = min(size, room)
-            begun = -(-(stop - tick) // plan.tick(epoch=0, step=1, samples=size))
-            lap.append(take(true, min(begun, room // true)))
-            left -= true * lap[-1][1]
-            tick += plan.tick(epoch=0, step=1, samples=true) * lap[-1][1]
-        laps.append((1, tuple(lap)))
-    stages = (Stage(*r, k, taken) for r, k, taken in zip(runs, steps, samples, strict=True))
-    return tuple(stages), tuple(laps)
+            begun = -(-(stop - tick) // (1 if unit == "steps" else size))
+            count = min(begun, room // true)
+            yield run, true, count, 1, left == n
+            left -= true * count
+            tick += count * (1 if unit == "steps" else true)
+
+
+@final
+@dataclass(frozen=True)
+class _Count:
+    """The totals of a layout, and the epoch and the tick at which some of its laps begin."""
+
+    epochs: int
+    steps: int
+    samples: int
+    epochs_before: array
+    ticks_before: array
+
+
+@lru_cache(maxsize=64)
+def _count(plan: Plan, n: int, drop_last: bool) -> _Count:
+    epochs = steps = samples = laps = 0
+    epochs_before, ticks_before = array("q"), array("q")
+    for _, size, count, times, begins in _pieces(plan, n, drop_last):
+        if begins:
+            if laps % _LAPS_A_MARK == 0:
+                epochs_before.append(epochs)
+                ticks_before.append(plan.tick(epoch=epochs, step=steps, samples=samples))
+            laps += 1
+            epochs += times
+        steps += times * count
+        samples += times * count * size
+    return _Count(epochs, steps, samples, epochs_before, ticks_before)
+
+
+def _stages(plan: Plan, n: int, drop_last: bool) -> Iterator[Stage]:
+    runs, own = tee(plan._runs())
+    run = next(runs)
+    steps = samples = 0
+    for (start, _, _), size, count, times, _ in _pieces(plan, n, drop_last, 0, own):
+        while run[0] != start:  # no batch begins in a run shorter than one
+            yield Stage(*run, steps, samples)
+            run, steps, samples = next(runs), 0, 0
+        steps += times * count
+        samples += times * count * size
+    yield Stage(*run, steps, samples)
+    yield from (Stage(*run, 0, 0) for run in runs)
+
+
+@lru_cache(maxsize=16)
+def _list_stages(plan: Plan, n: int, drop_last: bool) -> tuple[Stage, ...]:
+    listed = tuple(islice(_stages(plan, n, drop_last), _MOST_LISTED + 1))
+    if len(listed) > _MOST_LISTED:
+        raise ValueError(
+            f"batch_size must change at most {_MOST_LISTED:,} times for its stages to be listed, "
+            f"got {plan.batch_size!r} over {plan.length:,} {plan.unit}: see describe and the totals"
+        )
+    return listed
+
+
+@lru_cache(maxsize=16)
+def _list_laps(plan: Plan, n: int) -> tuple[Lap, ...]:
+    laps: list[tuple[int, list[tuple[int, int]]]] = []
+    runs, last = 0, None
+    for run, size, count, times, begins in _pieces(plan, n, False):
+        runs += run is not last
+        last = run
+        if runs > _MOST_LISTED:
+            raise ValueError(
+                f"batch_size must change at most {_MOST_LISTED:,} times for its epochs to be "
+                f"listed, got {plan.batch_size!r} over {plan.length:,} {plan.unit}"
+            )
+        if begins:
+            laps.append((times, []))
+        laps[-1][1].append((size, count))
+    return tuple((times, tuple(lap)) for times, lap in laps)
 
 
 def _from_to(first: float, last: float) -> str:

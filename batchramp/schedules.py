@@ -16,13 +16,21 @@ of Quasi-Hyperbolic Momentum using Increasing Batch Size" (ACML 2025).
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
+from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any, ClassVar, final
+
+# A schedule with more is not searched for its maximum.
+_MOST_TURNS = 10_000_000
+_POWERS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
 __all__ = [
     "Constant",
@@ -38,6 +46,9 @@ __all__ = [
     "Product",
     "Schedule",
     "StepDecay",
+    "Stretched",
+    "TradedBatchSize",
+    "TradedLR",
     "Warmup",
 ]
 
@@ -86,21 +97,26 @@ class Schedule(ABC):
         """
         return tick + 1
 
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        """A tick after ``tick`` up to which (inclusive) the value only rises or only falls.
+
+        Lets a Plan find the few changes of a batch size, which is rounded, between very many
+        ticks. The default, the last tick of a monotone schedule and else the next change, is always
+        right.
+        """
+        return _last(tick, horizon) if self.monotone else self.next_change(tick, horizon)
+
     def extremes(self, horizon: int, /) -> Iterable[int]:
         """Ticks of which one has the least of all values, and one the greatest.
 
-        Lets a Plan check every value's range without looking at each. The default, the two ends of
-        a monotone schedule and else every change, is always right.
+        Lets a Plan check every value's range without looking at each. The default, every turn, is
+        always right.
         """
-        if self.monotone:
-            return (0, horizon - 1)
-        return self._changes(horizon)
-
-    def _changes(self, horizon: int) -> Iterable[int]:
         tick = 0
-        while tick < horizon:
+        yield tick
+        while tick < horizon - 1:
+            tick = min(max(self.next_turn(tick, horizon), tick + 1), horizon - 1)
             yield tick
-            tick = max(self.next_change(tick, horizon), tick + 1)
 
     def _said(self) -> Iterable[tuple[Field[Any], Any]]:
         """The constructor's arguments, those left at their defaults left out."""
@@ -572,16 +588,18 @@ class Piecewise(Schedule):
 
     Args:
         pieces: a mapping from the first tick of a piece to its value, with a piece at 0; kept as
-            sorted pairs.
+            sorted pairs. A tick may be a text, with k, M, G or B, T for powers of 1000.
 
     >>> milestones = Piecewise({0: 8, 30: 16})
     >>> milestones(29, 100), milestones(30, 100), milestones.pieces
     (8, 16, ((0, 8), (30, 16)))
+    >>> Piecewise({0: 768, "1.5M": 1536})
+    Piecewise({0: 768, 1500000: 1536})
     """
 
     pieces: tuple[tuple[int, float], ...]
 
-    def __init__(self, pieces: Mapping[int, float] | Sequence[tuple[int, float]]) -> None:
+    def __init__(self, pieces: Mapping[Any, float] | Sequence[tuple[int | str, float]]) -> None:
         wrong = f"pieces must map each tick, 0 among them, to one value, got {pieces!r}"
         try:
             pairs = dict(pieces).items()
@@ -652,9 +670,10 @@ class Warmup(Schedule):
             return tick + 1
         return self.length + self.schedule.next_change(tick - self.length, self._rest(horizon))
 
-    def extremes(self, horizon: int, /) -> Iterable[int]:
-        yield from {0, max(0, self.length - 1)}
-        yield from (self.length + tick for tick in self.schedule.extremes(self._rest(horizon)))
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        if tick < self.length:
+            return max(self.length - 1, tick + 1)
+        return self.length + self.schedule.next_turn(tick - self.length, self._rest(horizon))
 
     def _rest(self, horizon: int) -> int:
         if self.length >= horizon:
@@ -692,8 +711,8 @@ class Delayed(Schedule):
     def next_change(self, tick: int, horizon: int, /) -> int:
         return self.by + self.schedule.next_change(max(tick - self.by, 0), horizon)
 
-    def extremes(self, horizon: int, /) -> Iterable[int]:
-        return (0, horizon - 1) if self.schedule.monotone else self._changes(horizon)
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        return self.by + self.schedule.next_turn(max(tick - self.by, 0), horizon)
 
 
 @final
@@ -725,11 +744,176 @@ class Product(Schedule):
     def next_change(self, tick: int, horizon: int, /) -> int:
         return min(self.left.next_change(tick, horizon), self.right.next_change(tick, horizon))
 
-    def extremes(self, horizon: int, /) -> Iterable[int]:
+    def next_turn(self, tick: int, horizon: int, /) -> int:
         both = (self.left, self.right)
-        if all(s.monotone and s(0, horizon) >= s(horizon - 1, horizon) >= 0 for s in both):
-            return (0, horizon - 1)
-        return self._changes(horizon)
+        turn = min(_last(tick, horizon), *(s.next_turn(tick, horizon) for s in both))
+        ends = [(s(tick, horizon), s(turn, horizon)) for s in both] if turn < horizon else []
+        if all(a >= b >= 0 for a, b in ends) or all(0 <= a <= b for a, b in ends):
+            return turn
+        return self.next_change(tick, horizon)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Stretched(Schedule):
+    """Another schedule, slow: s(⌊t/by⌋, ⌈M/by⌉).
+
+    What is given in steps of ``by`` samples, as a schedule in samples.
+
+    Args:
+        schedule: what is slowed down; a number is a Constant.
+        by: ticks that take the place of one, at least 1.
+
+    >>> slow = Stretched(StepDecay(0.1, factor=0.5, every=3), by=32)
+    >>> slow(95, 320), slow(96, 320)
+    (0.1, 0.05)
+    """
+
+    schedule: Schedule
+    by: int
+
+    def __post_init__(self) -> None:
+        _set(self, schedule=as_schedule(self.schedule, "schedule"), by=as_count(self.by, "by"))
+
+    def __call__(self, tick: int, horizon: int, /) -> float:
+        return self.schedule(tick // self.by, -(-horizon // self.by))
+
+    def next_change(self, tick: int, horizon: int, /) -> int:
+        return self.by * self.schedule.next_change(tick // self.by, -(-horizon // self.by))
+
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        return self.by * self.schedule.next_turn(tick // self.by, -(-horizon // self.by))
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class TradedBatchSize(Schedule):
+    """Growth in place of a decay of lr: b0 max α / α_t, at most ``maximum``.
+
+    From the first tick at which the lr α_t has its maximum on; before, as in a warm-up, it is b0.
+    So α_t/b0, which a decay at constant batch size lowers, is lowered by b alone: Smith,
+    Kindermans, Ying and Le, "Don't decay the learning rate, increase the batch size" (ICLR 2018).
+    `TradedLR` is the lr that belongs to it, and `batchramp.Plan.trade_decay` makes both.
+
+    Args:
+        lr: α, whose decay is traded; never negative.
+        batch_size: b0, at which it was meant, an integer >= 1.
+        maximum: an integer >= b0, where growth ends; needed where lr falls to 0.
+
+    >>> [TradedBatchSize(StepDecay(0.1, factor=0.5, every=3), 32)(m, 9) for m in (2, 3, 6)]
+    [32.0, 64.0, 128.0]
+    """
+
+    lr: Schedule
+    batch_size: int
+    _: KW_ONLY
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        _set_traded(self)
+
+    def __call__(self, tick: int, horizon: int, /) -> float:
+        return _traded(self, tick, horizon)[0]
+
+    def next_change(self, tick: int, horizon: int, /) -> int:
+        return self.lr.next_change(max(tick, _peak(self.lr, horizon)[0]), horizon)
+
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        return self.lr.next_turn(max(tick, _peak(self.lr, horizon)[0]), horizon)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class TradedLR(Schedule):
+    """What is left of an lr when its decay was traded for growth of the batch size.
+
+    With b of `TradedBatchSize`, and from the maximum of lr on,
+
+    - "smith": α_t b/b0, which is max α until b is at its ``maximum``. Then α_t/b0, the lr a sample,
+      is at every tick as it was (Smith et al., ICLR 2018).
+    - "seesaw": α_t √(b/b0), which is √(α_t max α) until b is at its ``maximum``: where lr was cut
+      by a factor, it is cut by the square root. α_t/√b0, the lr a sample of a step that divides by
+      the gradients' root mean square, is as it was (Meterez et al., "Seesaw: accelerating training
+      by balancing learning rate and batch size scheduling", 2025).
+
+    Args:
+        lr, batch_size, maximum: as of the `TradedBatchSize`.
+        rule: "smith" or "seesaw".
+
+    >>> decay = StepDecay(0.8, factor=0.25, every=3)
+    >>> [TradedLR(decay, 32, "smith")(m, 9) for m in (2, 3, 6)]
+    [0.8, 0.8, 0.8]
+    >>> [TradedLR(decay, 32, "seesaw")(m, 9) for m in (2, 3, 6)]
+    [0.8, 0.4, 0.2]
+    >>> [TradedLR(decay, 32, "smith", maximum=128)(m, 9) for m in (2, 3, 6)]
+    [0.8, 0.8, 0.2]
+    """
+
+    lr: Schedule
+    batch_size: int
+    rule: str
+    _: KW_ONLY
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        _set_traded(self)
+        if self.rule not in ("smith", "seesaw"):
+            raise ValueError(f"rule must be 'smith' or 'seesaw', got {self.rule!r}")
+
+    def __call__(self, tick: int, horizon: int, /) -> float:
+        return _traded(self, tick, horizon)[1 if self.rule == "smith" else 2]
+
+    def next_change(self, tick: int, horizon: int, /) -> int:
+        constant = self.rule == "smith" and self.maximum is None
+        if constant and tick >= _peak(self.lr, horizon)[0]:
+            return _never(tick, horizon)
+        return self.lr.next_change(tick, horizon)
+
+    def next_turn(self, tick: int, horizon: int, /) -> int:
+        turn, peak = self.lr.next_turn(tick, horizon), _peak(self.lr, horizon)[0]
+        return min(turn, peak) if tick < peak else turn
+
+
+def _set_traded(schedule: TradedBatchSize | TradedLR) -> None:
+    size, maximum = as_count(schedule.batch_size, "batch_size"), schedule.maximum
+    if maximum is not None:
+        maximum = as_count(maximum, "maximum", size)
+    _set(schedule, lr=as_schedule(schedule.lr, "lr"), batch_size=size, maximum=maximum)
+
+
+def _traded(
+    schedule: TradedBatchSize | TradedLR, tick: int, horizon: int
+) -> tuple[float, float, float]:
+    """The batch size that is not rounded yet, and the lr of "smith" and of "seesaw"."""
+    lr, size, maximum = schedule.lr(tick, horizon), schedule.batch_size, schedule.maximum
+    start, peak = _peak(schedule.lr, horizon)
+    if tick < start or lr == peak:
+        return float(size), lr, lr
+    if maximum is not None and lr * maximum <= peak * size:
+        smith = min(lr * (maximum / size), peak)
+        return float(maximum), smith, lr * math.sqrt(maximum / size)
+    if lr <= 0:
+        raise ValueError(
+            f"maximum must be given where lr falls to 0, got none and lr {lr!r} at tick {tick}: "
+            "no batch size is large enough, and from maximum on lr decays as it did"
+        )
+    grown = size * (peak / lr)
+    # Not √(lr peak), whose product may leave the floats.
+    return _limited(grown, maximum), peak, peak * math.sqrt(lr / peak)
+
+
+@lru_cache(maxsize=128)
+def _peak(lr: Schedule, horizon: int) -> tuple[int, float]:
+    """The first of the ticks at which lr has its maximum, and the maximum."""
+    ticks = iter(lr.extremes(horizon))
+    tick, peak = 0, -math.inf
+    for seen in islice(ticks, _MOST_TURNS):
+        value = lr(seen, horizon)
+        if value > peak or (value == peak and seen < tick):
+            tick, peak = seen, value
+    if next(ticks, None) is not None:
+        raise ValueError(f"lr must turn at most {_MOST_TURNS:,} times to find its maximum")
+    return tick, peak
 
 
 def _set(schedule: Schedule, /, **values: Any) -> None:
@@ -758,6 +942,10 @@ def _power(base: float, exponent: int) -> float:
         return math.inf
 
 
+def _last(tick: int, horizon: int) -> int:
+    return max(horizon - 1, tick + 1)
+
+
 def _never(tick: int, horizon: int) -> int:
     return max(horizon, tick + 1)
 
@@ -771,5 +959,17 @@ def _next_until(tick: int, horizon: int, span: int | None) -> int:
 
 
 def _from_text(tick: Any) -> Any:
-    """Keys of a TOML or JSON table are strings."""
-    return int(tick) if isinstance(tick, str) and tick.isdecimal() else tick
+    """Keys of a TOML or JSON table are strings; "1.5M" is 1,500,000."""
+    if not isinstance(tick, str):
+        return tick
+    found = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?) ?([kKMGBT])", tick)
+    value = None
+    if found:
+        whole, number, power = found.groups()
+        value = Fraction(int(whole)) if whole else Fraction(number) * _POWERS[power]
+    if value is None or value.denominator != 1:
+        raise ValueError(
+            "a tick of pieces must be an integer >= 0 or the text of one, such as '250000' or "
+            f"'1.5M' (k, M, G or B, T), got {tick!r}"
+        )
+    return int(value)

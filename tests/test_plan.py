@@ -31,6 +31,17 @@ class Spike(s.Schedule):
         return self.rare if tick == self.at else self.usual
 
 
+@dataclass(frozen=True)
+class Sawtooth(s.Schedule):
+    """Turns around at each tick."""
+
+    low: float
+    high: float
+
+    def __call__(self, tick, horizon, /):
+        return self.high if tick % 2 else self.low
+
+
 def paper(**other):
     halving = {"factor": 0.5, "every": 30}
     given = {
@@ -151,6 +162,14 @@ sizes = st.one_of(
     ),
     st.builds(s.Cosine, st.integers(1, 30), end=st.integers(1, 30)),
     st.builds(Spike, st.integers(1, 20), st.integers(1, 20), at=st.integers(0, 30)),
+    st.builds(s.Warmup, st.builds(s.Cosine, st.integers(1, 30), end=st.just(1)), st.just(0)),
+    st.builds(s.Stretched, st.builds(s.Linear, st.integers(1, 9), st.just(1.7)), st.integers(1, 9)),
+    st.builds(
+        lambda start, by, most: s.TradedBatchSize(s.InverseSqrt(by), start, maximum=start + most),
+        st.integers(1, 9),
+        st.integers(1, 9),
+        st.integers(0, 60),
+    ),
 )
 delayed = sizes.flatmap(lambda size: st.integers(0, 9).map(lambda by: s.Delayed(size, by)))
 plans = st.builds(
@@ -172,6 +191,14 @@ def test_a_layout_is_that_of_batch_after_batch(plan, n, drop_last):
     assert plan.total_epochs(n, drop_last) == len(expected)
     found = [plan.batch_sizes(epoch, n, drop_last) for epoch in range(len(expected))]
     assert found == [[size for _, size in batches] for batches in expected]
+    if not drop_last:
+        assert found == [
+            [size for size, count in lap for _ in range(count)]
+            for times, lap in plan.laps(n)
+            for _ in range(times)
+        ]
+        total = f"total: {sum(map(len, found)):,} steps, {sum(map(sum, found)):,} samples"
+        assert plan.describe(n).total == total
 
     every = [batch for batches in expected for batch in batches]
     assert plan.total_steps(n, drop_last) == len(every)
@@ -204,6 +231,39 @@ def test_stages_are_the_maximal_runs_of_one_batch_size(plan, n):
         ticks = range(stage.start, stage.stop)
         assert {plan.at(tick).batch_size for tick in ticks} == {stage.batch_size}
     assert all(a.batch_size != b.batch_size for a, b in pairwise(stages))
+
+
+@given(
+    st.dictionaries(st.integers(1, 9), st.integers(1, 2500), max_size=4),
+    st.integers(1, 12_000),
+    st.integers(500, 5000),
+    st.booleans(),
+)
+def test_a_size_changes_with_the_first_batch_that_starts_at_or_after_the_threshold(
+    later, length, n, drop_last
+):
+    """By hand: no Plan, no schedule, and epochs that end in between."""
+    pieces = {"0": 300, **{f"{k}k": size for k, size in later.items()}}
+    plan = Plan(samples=length, batch_size=s.Piecewise(pieces))
+    if drop_last and max(pieces.values()) > n:
+        return
+    taken, epochs = 0, []
+    while taken < length:
+        epoch, left = [], n
+        while left > 0 and taken < length:
+            size = 300
+            for thousands in sorted(later):
+                if taken >= 1000 * thousands:
+                    size = later[thousands]
+            if drop_last and size > left:
+                break
+            size = min(size, left, length - taken)
+            epoch.append(size)
+            taken, left = taken + size, left - size
+        epochs.append(epoch)
+    assert [plan.batch_sizes(e, n, drop_last) for e in range(len(epochs))] == epochs
+    assert plan.total_epochs(n, drop_last) == len(epochs)
+    assert plan.total_steps(n, drop_last) == sum(map(len, epochs))
 
 
 def test_dropping_everything_is_refused():
@@ -249,17 +309,67 @@ def test_a_plan_of_any_length_is_made_and_laid_out_at_once(unit, lr):
     assert plan.total_samples(50_001) == total.get(unit, sum(g.samples for g in stages))
 
 
-def test_what_changes_too_often_is_refused_and_not_walked():
+@pytest.mark.parametrize("unit", ["epochs", "steps", "samples"])
+def test_a_size_that_never_turns_around_is_laid_out_without_looking_at_each_tick(unit):
+    """Twelve sizes in 10**9 ticks: each change is where the formula says, on both of its sides."""
+    plan = Plan(**{unit: 10**9}, batch_size=s.Warmup(s.Polynomial(20, power=2, end=9), 10**8))
+    stages = plan.stages(50_000)
+    assert [stage.batch_size for stage in stages] == [*range(1, 21), *range(19, 8, -1)]
+    for before, after in pairwise(stages):
+        assert before.stop == after.start
+        assert plan.at(after.start - 1).batch_size == before.batch_size
+        assert plan.at(after.start).batch_size == after.batch_size
+    assert sum(stage.steps for stage in stages) == plan.total_steps(50_000)
+
+
+def test_what_changes_too_often_is_refused_and_not_walked(monkeypatch):
+    monkeypatch.setattr("batchramp.plan._MOST_LOOKS", 10_000)
+    monkeypatch.setattr("batchramp.plan._MOST_CHECKS", 10_000)
     began = time.perf_counter()
-    plan = Plan(steps=10**12, batch_size=s.Cosine(8, end=1000))
-    with pytest.raises(
-        ValueError, match=r"batch_size must change at most 1,000,000 times .* got Co"
-    ):
-        plan.stages(100)
+    for size in (Sawtooth(8, 16), s.Cosine(8, end=10**9)):
+        plan = Plan(steps=10**12, batch_size=size)
+        for read in (plan.total_steps, plan.stages, plan.laps):
+            with pytest.raises(ValueError, match=r"batch_size must be found by at most 10,000 loo"):
+                read(100)
+    assert Plan(steps=9_999, batch_size=Sawtooth(8, 16)).total_steps(100) == 9_999
     with pytest.raises(ValueError, match="n must leave an epoch at most 100,000,000 batches"):
         Plan(epochs=1, batch_size=1).batch_sizes(0, 10**12)
     assert Plan(epochs=1, batch_size=1).total_steps(10**12) == 10**12
     assert time.perf_counter() - began < 10
+
+
+def test_more_stages_than_can_be_listed_have_totals_and_a_description(monkeypatch):
+    plan = Plan(steps=500, batch_size=Sawtooth(8, 16))
+    described = plan.describe(100)
+    expected = obvious(plan, 100, False)
+    monkeypatch.setattr("batchramp.plan._MOST_LISTED", 499)
+    other = Plan(steps=500, batch_size=Sawtooth(8, 16.0))  # equal, and counted already
+    assert plan.total_steps(100) == 500
+    assert plan.batch_sizes(30, 101) == [size for _, size in obvious(plan, 101, False)[30]]
+    assert str(other.describe(100)) == str(described)
+    assert plan.total_samples(100) == sum(size for batches in expected for _, size in batches)
+    for n in (102, 103):
+        with pytest.raises(ValueError, match="batch_size must change at most 499 times for its st"):
+            plan.stages(n)
+        with pytest.raises(ValueError, match="batch_size must change at most 499 times for its ep"):
+            plan.laps(n)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("unit", "n"), [("epochs", 500), ("steps", 500), ("steps", 10**12)])
+def test_ten_million_changes_are_counted_in_little_memory(unit, n):
+    plan = Plan(**{unit: 9_999_999}, batch_size=Sawtooth(8, 16))
+    began = time.process_time()
+    steps, samples = plan.total_steps(n), plan.total_samples(n)
+    assert time.process_time() - began < 60
+    if unit == "epochs":
+        assert (steps, samples) == (5_000_000 * 63 + 4_999_999 * 32, 500 * 9_999_999)
+    elif n == 500:  # an epoch of 42 batches: (8 + 16) 20 + 8 + 12, and so on from a 8 again
+        assert steps == 9_999_999
+        assert samples == 9_999_999 // 42 * 500 + 9_999_999 % 42 // 2 * 24 + 8
+    else:
+        assert (steps, samples) == (9_999_999, 4_999_999 * 24 + 8)
 
 
 def test_the_papers_plan_is_made_in_less_than_5_ms_and_read_in_microseconds():
@@ -356,6 +466,10 @@ def test_toml_of_a_nested_plan_and_from_a_file(tmp_path):
     assert Plan.from_toml(tmp_path / "plan.toml") == plan
     table = 'steps = 90\n[batch_size]\nkind = "Piecewise"\npieces = {0 = 8, 30 = 16}\n'
     assert Plan.from_toml(table).batch_size == plan.batch_size
+    table = 'samples = 300_000_000\n[batch_size]\nkind = "Piecewise"\npieces = {0 = 768, 250M = 8}'
+    assert Plan.from_toml(table).batch_size == s.Piecewise({0: 768, 250_000_000: 8})
+    table = 'samples = 9000\n[batch_size]\nkind = "Piecewise"\npieces = [[0, 8], ["1.5k", 9]]'
+    assert Plan.from_toml(table).batch_size.pieces == ((0, 8), (1500, 9))
 
 
 # -------------------------------------------------------------------------------- what is refused

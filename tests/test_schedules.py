@@ -172,6 +172,49 @@ def test_pieces_are_kept_sorted_and_may_have_been_text():
     assert schedule == s.Piecewise([(0, 8), (30, 16)]) == s.Piecewise({"30": 16, "0": 8})
 
 
+@pytest.mark.parametrize(
+    ("text", "tick"),
+    [
+        ("7", 7),
+        ("250M", 250_000_000),
+        ("1.5M", 1_500_000),
+        ("1.5 k", 1_500),
+        ("0.5K", 500),
+        ("2G", 2 * 10**9),
+        ("2B", 2 * 10**9),
+        ("0.000000000003T", 3),
+        ("1.1T", 11 * 10**11),
+    ],
+)
+def test_a_tick_may_be_a_text_with_a_power_of_1000(text, tick):
+    assert s.Piecewise({0: 8, text: 16}) == s.Piecewise({0: 8, tick: 16})
+    assert s.Piecewise({0: 8, text: 16})(tick - 1, 9) == 8
+    with pytest.raises(ValueError, match="to one value, got "):
+        s.Piecewise({0: 8, text: 16, tick: 16})
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5", "1.0001k", "-3k", "3m", "3 MB", "k", "1e3", "", "1,5M", "3kk", "nan", " 3k"]
+)
+def test_what_is_no_whole_tick_is_refused(text):
+    with pytest.raises(ValueError, match="a tick of pieces must be an integer >= 0 or") as excinfo:
+        s.Piecewise({0: 8, text: 16})
+    one_line(excinfo, "'1.5M' (k, M, G or B, T)", f"got {text!r}")
+
+
+def test_a_tick_beyond_the_floats_is_refused():
+    with pytest.raises(ValueError, match=r"a tick of pieces must be an integer <= 2\*\*53, got "):
+        s.Piecewise({0: 8, "9008T": 16})
+
+
+def test_a_stretched_schedule_is_slow():
+    inner = s.Cosine(1.0, end=0.2)
+    slow = s.Stretched(inner, by=3)
+    assert [slow(t, 14) for t in range(14)] == [inner(t // 3, 5) for t in range(14)]
+    assert slow.next_change(4, 14) == 6
+    assert s.Stretched(inner, 1)(3, 5) == inner(3, 5)
+
+
 def test_repr_is_the_constructor_without_defaults():
     assert repr(s.Cosine(0.1)) == "Cosine(0.1)"
     assert repr(s.Exponential(8, factor=2, every=30)) == "Exponential(8, factor=2, every=30)"
@@ -217,6 +260,7 @@ any_schedule = st.recursive(
         st.builds(s.Warmup, inner, st.integers(0, 5), start=st.floats(0, 1)),
         st.builds(s.Delayed, inner, st.integers(0, 20)),
         st.builds(s.Product, inner, inner),
+        st.builds(s.Stretched, simple, st.integers(1, 20)),
     ),
     max_leaves=4,
 )
@@ -246,6 +290,16 @@ def test_next_change_and_extremes_tell_the_truth(schedule, horizon):
     # A product of floats is monotone but for its last bit.
     assert min(ends) == pytest.approx(min(values), rel=1e-12)
     assert max(ends) == pytest.approx(max(values), rel=1e-12)
+
+
+@given(any_schedule, horizons)
+def test_up_to_the_next_turn_a_value_only_rises_or_only_falls(schedule, horizon):
+    values = [schedule(t, horizon) for t in range(horizon)]
+    for tick in range(horizon):
+        turn = schedule.next_turn(tick, horizon)
+        assert turn > tick
+        reach = values[tick : turn + 1]
+        assert reach in (sorted(reach), sorted(reach, reverse=True))
 
 
 @given(simple, horizons)
@@ -334,6 +388,7 @@ def test_what_is_no_finite_number_is_refused(field_name, make, value):
         ("span", lambda v: s.Polynomial(0.1, power=2, span=v), 1),
         ("length", lambda v: s.Warmup(0.1, v), 0),
         ("by", lambda v: s.Delayed(0.1, v), 0),
+        ("by", lambda v: s.Stretched(0.1, v), 1),
         ("tick", lambda v: s.Piecewise({0: 1, v: 2}), 0),
     ],
 )
