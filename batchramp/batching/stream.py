@@ -260,10 +260,15 @@ class ScheduledStream(IterableDataset):
         Raises:
             ValueError: batch k has not come out.
         """
-        done = len(self._ends) - 1
-        if not isinstance(k, Integral) or isinstance(k, bool) or not 0 <= k < done:
-            raise ValueError(f"k must be one of the {done} batches of this epoch so far, got {k!r}")
+        self._check_out(k)
         return ranks.weight(self._ends[k + 1] - self._ends[k], self.rank, self.world_size)
+
+    def tick(self, k: int) -> int:
+        """The Plan's tick of batch k, counted from the start of this epoch, that came out."""
+        self._check_out(k)
+        steps, samples = self._before
+        samples += self._ends[k]
+        return self.plan.tick(epoch=self.epoch, step=steps + k, samples=samples)
 
     def state_dict(self, *, batches_done: int | None = None) -> dict[str, Any]:
         """The position as (epoch, samples of it), with what it is a position in.
@@ -337,6 +342,11 @@ class ScheduledStream(IterableDataset):
         self._ends, self._over, self.first_batch = ends, over, len(ends) - 1
         if _resumable(self.dataset):
             self._dataset_state = state_dict.get("dataset")
+
+    def _check_out(self, k: int) -> None:
+        done = len(self._ends) - 1
+        if not isinstance(k, Integral) or isinstance(k, bool) or not 0 <= k < done:
+            raise ValueError(f"k must be one of the {done} batches of this epoch so far, got {k!r}")
 
     def _identity(self) -> dict[str, Any]:
         return {"n": self.n, "drop_last": self.drop_last}

@@ -1,0 +1,1 @@
+"""A Plan inside other people's training loops. Each module needs its framework, and says so."""
