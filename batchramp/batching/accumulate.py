@@ -129,7 +129,7 @@ def accumulate(
     of half the size: gradients, buffers and random states (of torch, NumPy and Python) are put back
     before. A warning names both sizes; pass ``result.micro_batch`` to the next call, which then
     starts there. A copy of gradients is kept meanwhile, but where ``.grad`` is None. With one
-    sample the error goes through.
+    sample the error goes through; that and every other error leave gradients as they were.
 
     Args:
         forward: a micro-batch's loss, of one number: ``forward(*batch)`` for a tuple or a list,
@@ -217,15 +217,15 @@ def accumulate(
             except Exception as error:
                 trouble = error
             ended, used = _agreed(ddp, trouble, min(cap, n))
-            ghosts = math.ceil(used / ghost)
             if ended == _WELL:
                 break
+            before.restore()
+            ghosts = math.ceil(used / ghost)
             if ended == _FAILED or ghosts == 1:
                 how = "failed" if ended == _FAILED else f"ran out of memory with {used} samples"
                 raise trouble or RuntimeError(f"another process {how} in this batch")
             # The error holds frames, and those hold the tensors of what did not fit.
             trouble = last = loss = None
-            before.restore()
             before.free()
             if ddp is not None:
                 _FITTED.pop(ddp, None)
@@ -339,8 +339,9 @@ def _backward(
     loss: Tensor, run: _Run, backward: Callable[[Tensor], Any], parameters: list[nn.Parameter]
 ) -> Tensor:
     """Adds a micro-batch's gradient, as DDP is set. Returns its part of the loss."""
-    shown = loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) * run.share
     # What counts for nothing may be not finite, and 0 times that is not 0.
+    shown = loss.detach() if run.share else torch.zeros_like(loss)
+    shown = shown.to(torch.promote_types(loss.dtype, torch.float32)) * run.share
     hooks = [] if run.factor else [p.register_hook(torch.zeros_like) for p in parameters]
     try:
         backward(loss * run.factor)
@@ -392,13 +393,14 @@ class _Before:
     """What a batch that is repeated must find again."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters, buffers = list(model.parameters()), list(model.buffers())
+        self.parameters = [p for p in parameters if p.requires_grad]
         # The gradient stays the tensor that the caller may hold.
         self.gradients = [
             (p, p.grad, None if p.grad is None else p.grad.clone()) for p in self.parameters
         ]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        devices = {tensor.device for tensor in (*parameters, *buffers)}
         self.kinds = {device.type for device in devices} - {"cpu", "meta"}
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self.on_devices = [
