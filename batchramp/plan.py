@@ -18,22 +18,26 @@ from functools import cached_property, lru_cache
 from itertools import islice, repeat, tee
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from batchramp.schedules import (
     Constant,
     Delayed,
     Piecewise,
     Schedule,
+    Stretched,
+    TradedBatchSize,
+    TradedLR,
     Warmup,
     as_count,
+    as_number,
     as_schedule,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Description", "Plan", "Stage", "Values", "round_batch_size"]
+__all__ = ["Description", "Plan", "Saving", "Stage", "Values", "round_batch_size", "scale_lr"]
 
 UNITS = ("epochs", "steps", "samples")
 HYPERPARAMETERS = ("lr", "beta", "gamma")
@@ -66,6 +70,36 @@ def round_batch_size(value: float) -> int:
     (1331, 9)
     """
     return max(math.floor(value), math.ceil(value * (1 - 1e-12)))
+
+
+def scale_lr(
+    lr: float, batch_size: int, to: int, rule: Literal["linear", "sqrt"] = "linear"
+) -> float:
+    """The lr for another batch size, from one that was tuned.
+
+    - "linear": lr · to/batch_size, for SGD: Goyal et al., "Accurate, large minibatch SGD: training
+      ImageNet in 1 hour" (2017). It holds while the batch size is far below n, and with a warm-up.
+    - "sqrt": lr · √(to/batch_size), for Adam and its like: Malladi et al., "On the SDEs and scaling
+      rules for adaptive gradient algorithms" (2022), who with κ = to/batch_size also multiply 1 -
+      β1 and 1 - β2 by κ, and ε by 1/√κ.
+
+    Args:
+        lr: a finite number >= 0.
+        batch_size: at which it was tuned, an integer >= 1.
+        to: the batch size that it is wanted for, an integer >= 1.
+        rule: "linear" or "sqrt".
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    >>> scale_lr(0.1, 256, 1024), scale_lr(0.001, 256, 1024, "sqrt")
+    (0.4, 0.002)
+    """
+    lr = as_number(lr, "lr", "a finite number >= 0", lambda x: x >= 0)
+    factor = as_count(to, "to") / as_count(batch_size, "batch_size")
+    if rule not in ("linear", "sqrt"):
+        raise ValueError(f"rule must be 'linear' or 'sqrt', got {rule!r}")
+    return lr * (factor if rule == "linear" else math.sqrt(factor))
 
 
 @final
@@ -124,6 +158,60 @@ class Description:
         return "\n".join([self.title, *table, self.total])
 
     __repr__ = __str__
+
+
+_VALID = {
+    "smith": (
+        "for SGD, with momentum too, while the batch size is far below n; not for Adam\n"
+        "at each sample the noise scale lr/(b (1 - beta)) is that of the decay of lr"
+    ),
+    "seesaw": (
+        "for Adam and its like, while noise dominates the gradients; not for SGD\n"
+        "at each sample lr/sqrt(b) is that of the decay of lr"
+    ),
+}
+
+
+@final
+@dataclass(frozen=True)
+class Saving:
+    """What `Plan.trade_decay` saves over ``n`` samples; ``str`` of it says so in words.
+
+    Attributes:
+        rule: "smith" or "seesaw".
+        n: samples in the data set.
+        samples: single-sample gradients taken, before and after alike.
+        steps_before: of the decay of lr at constant batch size.
+        steps_after: of the growth that took its place.
+        batch_size_before: b0.
+        batch_size_after: the greatest that is scheduled. An epoch's batches have at most n samples.
+    """
+
+    rule: str
+    n: int
+    samples: int
+    steps_before: int
+    steps_after: int
+    batch_size_before: int
+    batch_size_after: int
+
+    @property
+    def ratio(self) -> float:
+        """Steps after by steps before: the mean of lr by its maximum, if nothing is cut short."""
+        return self.steps_after / self.steps_before
+
+    @property
+    def validity(self) -> str:
+        """For which optimizers the two trainings are alike, and what that rests on."""
+        return _VALID[self.rule]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rule}: {self.steps_before:,} steps become {self.steps_after:,} "
+            f"({self.ratio:.3g} of them), {self.samples:,} samples as before\n"
+            f"batch size {self.batch_size_before:,} to {self.batch_size_after:,} "
+            f"({self.batch_size_after / self.n:.2g} n)\n{self.validity}"
+        )
 
 
 @final
@@ -292,6 +380,123 @@ class Plan:
         ((3, ((4, 2), (2, 1))),)
         """
         return _list_laps(self, as_count(n, "n"))
+
+    # ------------------------------------------------------------- growth in place of a decay
+
+    @classmethod
+    def trade_decay(
+        cls,
+        lr_schedule: Schedule | float,
+        batch_size: int,
+        rule: Literal["smith", "seesaw"] = "smith",
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        samples: int | None = None,
+        maximum: int | None = None,
+        beta: Schedule | float | None = None,
+        gamma: Schedule | float | None = None,
+        n: int | None = None,
+    ) -> "Plan":
+        """The Plan that grows the batch size where one at constant batch size lets lr decay.
+
+        From the maximum of lr on (a warm-up stays as it is), b_t = b0 max α/α_t, and lr is
+
+        - "smith": max α, for SGD, with momentum too, while b is far below n. Smith, Kindermans,
+          Ying and Le, "Don't decay the learning rate, increase the batch size" (ICLR 2018).
+        - "seesaw": √(α_t max α), for Adam and its like. Meterez et al., "Seesaw: accelerating
+          training by balancing learning rate and batch size scheduling" (2025).
+
+        Where b is at ``maximum``, what remains of the decay stays in lr: α_t b/b0 and α_t √(b/b0).
+        As many samples are taken, and steps fall to the mean of α_t/max α; `saved` counts them. At
+        each tick α_t/b0, or α_t/√b0, is kept, but for the rounding of b: lr/b is below it by less
+        than one part in b. A batch has the lr of the tick that it starts at.
+
+        Args:
+            lr_schedule: α, the decay as it was planned, over the length given below.
+            batch_size: b0, at which it was meant, an integer >= 1.
+            rule: "smith" or "seesaw".
+            epochs: M as it was planned, or
+            steps: K as it was planned. As there are fewer steps now, the Plan is in K b0 samples,
+                and what was to come at step k comes at sample k b0. That is exact where each batch
+                of the decay was full. Or
+            samples: N as it was planned.
+            maximum: an integer >= b0, where growth ends; needed where lr falls to 0.
+            beta: β, in the ticks of ``lr_schedule``.
+            gamma: γ, likewise.
+            n: samples in the data set, so that ``steps`` that are not exact are refused: those that
+                go through the data more than once where n is no multiple of b0.
+
+        Returns:
+            A Plan in epochs or samples, with a `TradedBatchSize` and a `TradedLR`.
+
+        Raises:
+            ValueError: a value out of its range, an lr of 0 and no ``maximum``, or steps that are
+                no fixed number of samples.
+
+        >>> from batchramp.schedules import Cosine
+        >>> plan = Plan.trade_decay(Cosine(0.1), 128, epochs=90, maximum=4096)
+        >>> [(plan.at(m).batch_size, round(plan.at(m).lr, 6)) for m in (0, 45, 80, 89)]
+        [(128, 0.1), (261, 0.1), (4096, 0.080064), (4096, 0.0)]
+        >>> print(plan.saved(50_000))
+        smith: 35,190 steps become 17,658 (0.502 of them), 4,500,000 samples as before
+        batch size 128 to 4,096 (0.082 n)
+        for SGD, with momentum too, while the batch size is far below n; not for Adam
+        at each sample the noise scale lr/(b (1 - beta)) is that of the decay of lr
+        """
+        before = cls(
+            epochs=epochs,
+            steps=steps,
+            samples=samples,
+            batch_size=as_count(batch_size, "batch_size"),
+            lr=lr_schedule,
+            beta=beta,
+            gamma=gamma,
+        )
+        assert before.lr is not None
+        by = int(batch_size) if before.unit == "steps" else 1
+        if n is not None:
+            _refuse_short_batches(before, as_count(n, "n"), by)
+
+        def slow(schedule: Schedule) -> Schedule:
+            varies = by > 1 and not isinstance(schedule, Constant)
+            return Stretched(schedule, by) if varies else schedule
+
+        lr = slow(before.lr)
+        return cls(
+            epochs=before.epochs,
+            samples=before.steps * by if before.steps is not None else before.samples,
+            batch_size=TradedBatchSize(lr, int(batch_size), maximum=maximum),
+            lr=TradedLR(lr, int(batch_size), rule, maximum=maximum),
+            beta=None if before.beta is None else slow(before.beta),
+            gamma=None if before.gamma is None else slow(before.gamma),
+        )
+
+    def saved(self, n: int) -> "Saving":
+        """What a Plan of `trade_decay` saves over ``n`` samples, a value that prints itself.
+
+        Raises:
+            ValueError: another Plan, or traded ``steps`` that are not exact over ``n`` samples.
+        """
+        n, growth = as_count(n, "n"), self.batch_size
+        if not isinstance(growth, TradedBatchSize) or not isinstance(self.lr, TradedLR):
+            raise ValueError(
+                f"batch_size and lr must be those of Plan.trade_decay, got {growth!r} and "
+                f"{self.lr!r}"
+            )
+        size = growth.batch_size
+        before = Plan(**{self.unit: self.length}, batch_size=size)
+        if self.unit == "samples" and isinstance(growth.lr, Stretched) and growth.lr.by == size:
+            _refuse_short_batches(before, n, size)
+        return Saving(
+            rule=self.lr.rule,
+            n=n,
+            samples=self.total_samples(n),
+            steps_before=before.total_steps(n),
+            steps_after=self.total_steps(n),
+            batch_size_before=size,
+            batch_size_after=max(map(self._batch_size, growth.extremes(self.length))),
+        )
 
     # ----------------------------------------------------------------------------- showing it
 
@@ -518,6 +723,16 @@ class Plan:
                 start, tick, size = high, high, new
             tick = turn
         yield start, self.length, size
+
+
+def _refuse_short_batches(plan: Plan, n: int, by: int) -> None:
+    """Steps are so many samples where no epoch ends with a shorter batch."""
+    samples = plan.length * (by if plan.unit == "steps" else 1)
+    if n % by and samples > n:
+        raise ValueError(
+            f"n must be a multiple of the batch size {by} where steps take each sample more than "
+            f"once, got {n}: each epoch would end with a shorter step; give epochs or samples"
+        )
 
 
 def _refuse_fractions(schedule: Schedule) -> None:
