@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from batchramp.batching import ScheduledBatchSampler, TensorLoader
     from batchramp.measure import full_gradient_norm
     from batchramp.optim import QHM
-    from batchramp.plan import Plan, Stage
+    from batchramp.plan import Plan, Saving, Stage, scale_lr
     from batchramp.scheduler import ParamScheduler
     from batchramp.training import Task, fit
 
 # Public name -> the module that defines it.
 _HOME = {
     "Plan": "batchramp.plan",
+    "Saving": "batchramp.plan",
     "Stage": "batchramp.plan",
+    "scale_lr": "batchramp.plan",
     "QHM": "batchramp.optim",
     "ParamScheduler": "batchramp.scheduler",
     "ScheduledBatchSampler": "batchramp.batching",
@@ -40,12 +42,14 @@ __all__ = [
     "QHM",
     "ParamScheduler",
     "Plan",
+    "Saving",
     "ScheduledBatchSampler",
     "Stage",
     "Task",
     "TensorLoader",
     "fit",
     "full_gradient_norm",
+    "scale_lr",
     "schedules",
 ]
 

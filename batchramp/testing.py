@@ -21,7 +21,7 @@ def check_schedule(schedule: Schedule, horizon: int = 100) -> None:
     It is a frozen, hashable dataclass, equal to its copies; it pickles and comes back from a dict,
     from JSON and from TOML; called ``schedule(tick, horizon)`` it is a pure function that gives
     finite Python numbers; it bears a Plan one tick long (or refuses it with a ValueError); its
-    ``next_change`` and ``extremes`` tell the truth. That ``repr`` evaluates to an equal schedule is
+    ``next_change``, ``next_turn`` and ``extremes`` tell the truth. That ``repr`` evaluates to an equal schedule is
     good style and not checked; that it is the same for equal schedules is.
 
     Args:
@@ -126,6 +126,29 @@ def _check_changes(schedule: Schedule, horizon: int, values: list[float]) -> Non
             f"extremes({horizon}) miss the {name} value, {most(values)!r}, at tick "
             f"{values.index(most(values))}: is it monotone?",
         )
+    _check_turns(schedule, horizon, values)
+
+
+def _check_turns(schedule: Schedule, horizon: int, values: list[float]) -> None:
+    tick = 0
+    while tick < horizon - 1:
+        what = f"next_turn({tick}, {horizon})"
+        turn = _attempt(
+            schedule, f"{what} fails", lambda tick=tick: schedule.next_turn(tick, horizon)
+        )
+        _require(
+            type(turn) is int and turn > tick,
+            schedule,
+            f"{what} must be an integer > {tick}, got {turn!r}",
+        )
+        until = min(turn, horizon - 1)
+        part = values[tick : until + 1]
+        _require(
+            part == sorted(part) or part == sorted(part, reverse=True),
+            schedule,
+            f"{what} gives {turn}, but the value turns around before: is it monotone?",
+        )
+        tick = until
 
 
 def _check_files(schedule: Schedule, horizon: int, values: list[float]) -> None:

@@ -31,6 +31,9 @@ BUILT_IN = [
     s.Delayed(s.Warmup(s.Inverse(0.1), 3), by=5),
     s.Product(s.Cosine(0.1), s.StepDecay(1, factor=0.5, every=3)),
     s.Product(s.Cosine(0.1), s.Exponential(1, factor=2, every=3)),
+    s.Stretched(s.Cosine(0.1), by=7),
+    s.TradedBatchSize(s.Warmup(s.Cosine(0.1), 7), 8, maximum=50),
+    s.TradedLR(s.Warmup(s.Cosine(0.1), 7), 8, "seesaw", maximum=50),
 ]
 
 
@@ -53,6 +56,26 @@ class Good(s.Schedule):
 
     def __call__(self, tick, horizon, /):
         return self.value + tick % 2
+
+
+@dataclass(frozen=True)
+class Turning(Good):
+    """Knows its extremes, and says that it never turns around."""
+
+    def next_turn(self, tick, horizon, /):
+        return horizon - 1
+
+    def extremes(self, horizon, /):
+        return (0, 1)
+
+
+@dataclass(frozen=True)
+class Still(Good):
+    def next_turn(self, tick, horizon, /):
+        return tick
+
+    def extremes(self, horizon, /):
+        return (0, 1)
 
 
 class Forgotten(Good):
@@ -259,6 +282,8 @@ BROKEN = [
     (Dipping(), r"extremes\(100\) miss the least value, 0\.0, at tick 40: is it monotone"),
     (Beyond(), r"extremes\(100\) must be ticks in 0\.\.99, got \[0, 100\]"),
     (Nowhere(), r"extremes\(100\) must be ticks in 0\.\.99, got \[\]"),
+    (Turning(), r"next_turn\(0, 100\) gives 99, but the value turns around before"),
+    (Still(), r"next_turn\(0, 100\) must be an integer > 0, got 0"),
     (Functional(shape=lambda x: x), "does not come back from pickle: .*Error"),
     (Symbolic(shape=math.cos), "does not come back from JSON: TypeError"),
     (Absent(limit=None), "does not come back from TOML: TypeError"),
