@@ -495,7 +495,7 @@ def test_a_compiled_model_compiles_at_most_twice_over_a_whole_schedule():
     compiled = []
 
     def backend(graph, example_inputs):
-        compiled.append([x.shape for x in example_inputs])
+        compiled.append(graph)
         return graph.forward
 
     n, cap = 1200, 48
