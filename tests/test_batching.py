@@ -587,3 +587,63 @@ def test_a_loader_is_no_data_set():
     loader = DataLoader(TensorDataset(torch.arange(20)), batch_size=5)
     with pytest.raises(ValueError, match="must be a data set or its length, got a DataLoader"):
         ScheduledBatchSampler(GROWING, loader)
+
+
+# The position in a loader that keeps its own state.
+
+
+def stateful(sampler, workers):
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+    return torchdata.StatefulDataLoader(
+        range(sampler.n), batch_sampler=sampler, num_workers=workers
+    )
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stateful_loader_resumes_at_every_batch_and_between_epochs(workers, rank):
+    def fresh():
+        sampler = ScheduledBatchSampler(GROWING, 13, seed=2, rank=rank, world_size=2)
+        return sampler, stateful(sampler, workers)
+
+    sampler, loader = fresh()
+    whole, states = [], []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        for batch in loader:
+            whole.append((epoch, batch.tolist()))
+            states.append((epoch, len(whole), loader.state_dict()))
+        states.append((epoch + 1, len(whole), loader.state_dict()))
+    assert len(whole) == 5 + 3 + 2 + 1
+    for begin, done, state in states[:: 3 if workers else 1]:
+        sampler, loader = fresh()
+        loader.load_state_dict(pickle.loads(pickle.dumps(state)))
+        rest = []
+        for epoch in range(begin, 4):
+            sampler.set_epoch(epoch)
+            rest += [(epoch, batch.tolist()) for batch in loader]
+        assert rest == whole[done:]
+
+
+def test_a_pass_has_a_state_that_another_goes_on_from():
+    sampler = ScheduledBatchSampler(GROWING, 20, seed=2)
+    sampler.set_epoch(1)
+    running = iter(sampler)
+    batches = [next(running) for _ in range(2)]
+    state = running.state_dict()
+    assert state == sampler.state_dict(batches_done=2)
+    sampler.set_epoch(2)
+    assert running.state_dict() == state  # of the pass, wherever the sampler has gone
+    batches += running
+    at_end = running.state_dict()
+    other = ScheduledBatchSampler(GROWING, 20, seed=2)
+    resumed = iter(other)
+    resumed.load_state_dict(state)
+    assert (other.epoch, other.first_batch) == (1, 2)
+    assert list(resumed) == batches[2:]
+    resumed.load_state_dict(at_end)
+    assert list(resumed) == []
+    assert other.epoch == 1
+    assert len(list(other)) == 2  # 12 + 8: the next epoch
+    assert other.epoch == 2

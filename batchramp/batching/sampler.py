@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sized
 from itertools import accumulate
 from numbers import Integral, Real
+from operator import itemgetter
 from typing import Any, final
 
 import numpy as np
@@ -66,6 +67,9 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     >>> list(shared), [shared.weight(k) for k in range(3)]  # of the last batch it has no share
     ([[1], [3], [4]], [1.0, 1.0, 0.0])
 
+    In torchdata's StatefulDataLoader nothing needs to be called: its state holds the position, at
+    any batch and with any workers. Elsewhere save and load `state_dict` beside the loop.
+
     Differs from torch's BatchSampler: it has no attribute ``batch_size``, which hosts would copy
     once and then believe. Differs from torch's DistributedSampler: nothing is padded.
     """
@@ -108,7 +112,7 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         """Goes to the start of an epoch, 0 <= epoch <= the number of epochs."""
         self.epoch = self._checked(epoch)
         self.first_batch = 0  # of the epoch, that a pass starts with; not 0 only after a resume
-        self._finished = False
+        self._finished = self._over = False
         self._sizes = self._sizes_of(self.epoch)
 
     def __len__(self) -> int:
@@ -116,12 +120,12 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         return len(self._sizes) - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (indices.tolist() for indices in self.shares())
+        return _Pass(self)
 
     def shares(self) -> Iterator[np.ndarray]:
         """What iterating yields, as int64 arrays: this process's share of every batch."""
         if self.world_size == 1:
-            return (indices for _, indices in self.batches())
+            return map(itemgetter(1), self.batches())
         return (indices[self.share(len(indices))] for _, indices in self.batches())
 
     def share(self, size: int) -> slice:
@@ -151,6 +155,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
 
     def batches(self) -> Iterator[tuple[int, np.ndarray]]:
         """The global batches, as (position of the first sample, indices as an int64 array)."""
+        if self._over:
+            self.set_epoch(self.epoch + 1)
         if self.epoch == self.epochs:
             raise ValueError(f"the plan ends after {self.epochs} epochs: there is no further batch")
         if self._finished:
@@ -199,12 +205,14 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: more batches than the epoch has.
         """
-        sizes = self._sizes
         done = self.first_batch if batches_done is None else batches_done
+        return self._state(self.epoch, self._sizes, done)
+
+    def _state(self, epoch: int, sizes: list[int], done: Any) -> dict[str, Any]:
         if isinstance(done, bool) or not isinstance(done, Integral) or not 0 <= done <= len(sizes):
-            raise ValueError(f"batches_done must be in 0..{len(sizes)}, got {batches_done!r}")
+            raise ValueError(f"batches_done must be in 0..{len(sizes)}, got {done!r}")
         return {
-            "epoch": self.epoch,
+            "epoch": epoch,
             "sample": sum(sizes[: int(done)]),
             "plan": self.plan.to_dict(),
             **self._identity(),
@@ -257,6 +265,34 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     def _identity(self) -> dict[str, Any]:
         names = ("n", "seed", "shuffle", "drop_last", "replacement")
         return {"algorithm": ALGORITHM, **{name: getattr(self, name) for name in names}}
+
+
+@final
+class _Pass(Iterator[list[int]]):
+    """The batches of a pass, with a state: torchdata's StatefulDataLoader asks what it iterates."""
+
+    def __init__(self, sampler: ScheduledBatchSampler) -> None:
+        self._sampler = sampler
+        self._start()
+
+    def _start(self) -> None:
+        self._shares = map(np.ndarray.tolist, self._sampler.shares())
+        self._epoch, self._sizes = self._sampler.epoch, self._sampler.sizes()
+        self._done = self._sampler.first_batch
+
+    def __next__(self) -> list[int]:
+        indices = next(self._shares)
+        self._done += 1
+        return indices
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._sampler._state(self._epoch, self._sizes, self._done)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state_dict)
+        self._start()
+        # At the end of an epoch this pass has nothing left, and what is begun after it is the next.
+        self._sampler._over = self._done == len(self._sizes)
 
 
 def _stack_level() -> int:
