@@ -278,3 +278,83 @@ def test_fewer_samples_than_processes():
 def test_without_torch_distributed_there_is_one_process():
     sampler = ScheduledBatchSampler(GROWING, 23)
     assert (sampler.rank, sampler.world_size) == (0, 1)
+
+
+# ------------------------------------------------------------------- whatever is interrupted when
+
+
+def rows(n):
+    return TensorDataset(torch.arange(n))
+
+
+def interrupted(plan, n, options, segments, workers):
+    """{(epoch, position): indices} of a run that goes on in each segment with another world size.
+
+    Args:
+        segments: pairs of a world size and how many global batches it lasts; the last goes on.
+    """
+    found, state = [], None
+    for segment, (world_size, batches) in enumerate(segments):
+        last = segment == len(segments) - 1
+        shared = every_rank(plan, n, world_size, **options)
+        if state is not None:
+            for sampler in shared:
+                sampler.load_state_dict(state)
+        loaders = [
+            DataLoader(
+                rows(n), batch_sampler=x, num_workers=workers, persistent_workers=workers > 0
+            )
+            for x in shared
+        ]
+        left = batches
+        while shared[0].epoch < shared[0].epochs:
+            first = shared[0].first_batch
+            done = first
+            for k, parts in enumerate(zip(*loaders, strict=True), first):
+                if not last and left == 0:  # workers have drawn further
+                    break
+                weighed = zip(shared, parts, strict=True)
+                together = [i for x, (part,) in weighed if x.weight(k) for i in part.tolist()]
+                found.append((shared[0].epoch, together))
+                done, left = k + 1, left - 1
+            if not last and left == 0:
+                break
+            for sampler in shared:
+                sampler.set_epoch(sampler.epoch + 1)
+            done = 0
+        state = shared[0].state_dict(batches_done=done)
+    return found
+
+
+def check_interrupted(drawn, data, workers):
+    plan, n, world_size, options = drawn
+    one = ScheduledBatchSampler(plan, n, **options)
+    expected = []
+    for epoch in range(one.epochs):
+        one.set_epoch(epoch)
+        expected += [(epoch, batch) for batch in one]
+    others = st.integers(1, min(stage.batch_size for stage in plan.stages(n)))
+    segments = [(world_size, data.draw(st.integers(0, len(expected))))]
+    segments += data.draw(
+        st.lists(st.tuples(others.map(lambda w: min(w, 4)), st.integers(0, 9)), max_size=2)
+    )
+    segments.append((data.draw(others.map(lambda w: min(w, 4))), 0))
+    assert interrupted(plan, n, options, segments, workers) == expected
+    if not options["replacement"] and not options["drop_last"] and plan.unit == "epochs":
+        for epoch in range(one.epochs):
+            seen = [i for at, batch in expected if at == epoch for i in batch]
+            assert sorted(seen) == list(range(n))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(dealt(), st.data())
+def test_a_run_is_one_sequence_of_batches_however_it_is_interrupted(drawn, data):
+    check_interrupted(drawn, data, workers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(dealt(), st.data())
+def test_a_run_is_one_sequence_of_batches_with_workers_too(drawn, data):
+    check_interrupted(drawn, data, workers=2)
