@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
         "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
         "store", "progress", "data", "task", "training",
     },
+    "integrations": {"plan", "scheduler", "batching"},
     "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
     "__main__": {"cli"},
 }  # fmt: skip
