@@ -7,7 +7,7 @@ from typing import Any, final
 from torch.utils.data import DataLoader
 
 from batchramp.batching import ScheduledBatchSampler, ScheduledStream
-from batchramp.integrations.position import tick_of
+from batchramp.integrations.position import Batches, complete, ended, tick_of, total_of
 from batchramp.plan import Plan
 from batchramp.scheduler import ParamScheduler
 
@@ -61,7 +61,7 @@ class PlanCallback(_Base):
             raise ValueError(f"plan must be a Plan, got {type(plan).__name__}")
         self.plan = plan
         self.fields = fields
-        self._batches: ScheduledBatchSampler | ScheduledStream | None = None
+        self._batches: Batches | None = None
         self._done = 0  # batches of the epoch that are trained
         self._scheduler: ParamScheduler | None = None
         self._loaded: Mapping[str, Any] | None = None
@@ -88,13 +88,13 @@ class PlanCallback(_Base):
             self._loaded = None
             self._done = batches.first_batch
             begun = False
-        elif trainer.fit_loop.restarting:
+        elif trainer.fit_loop.is_resuming:
             raise ValueError(
                 "the checkpoint has no position of the plan: it was written without PlanCallback"
             )
         elif not begun:
             batches.set_epoch(trainer.current_epoch)
-        if batches.epoch == trainer.current_epoch - 1 and _complete(batches, self._done):
+        if batches.epoch == trainer.current_epoch - 1 and complete(batches, self._done):
             # Saved after the last batch of an epoch. Lightning sees it by the length of that epoch.
             self._length_before = self._done
             batches.set_epoch(trainer.current_epoch)
@@ -105,7 +105,7 @@ class PlanCallback(_Base):
                 f"{trainer.current_epoch}: the checkpoint is of a fit that stopped inside an "
                 "epoch; stop at an epoch's end, or resume with the plain loop"
             )
-        if _ended(batches):
+        if ended(batches):
             trainer.should_stop = True
             return
         self._count(trainer)
@@ -144,11 +144,11 @@ class PlanCallback(_Base):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Goes to the next epoch, unless the Trainer stopped inside this one."""
         batches = self._here
-        if not _complete(batches, self._done):
+        if not complete(batches, self._done):
             return
         batches.set_epoch(batches.epoch + 1)
         self._done = 0
-        if _ended(batches):
+        if ended(batches):
             trainer.should_stop = True
         else:
             self._count(trainer)
@@ -177,7 +177,7 @@ class PlanCallback(_Base):
             return
         # There is no other way: Lightning's own reload comes before it goes to the next epoch.
         loop = trainer.fit_loop
-        total = _total(self._here)
+        total = total_of(self._here)
         loop._combined_loader.limits = [total]
         loop.max_batches = total
         if isinstance(trainer.val_check_interval, float) and total < math.inf:
@@ -187,7 +187,7 @@ class PlanCallback(_Base):
         """Has Lightning read from where the loader stands now."""
         fetcher = trainer.fit_loop._data_fetcher
         iter(fetcher)
-        if (total := _total(self._here)) < math.inf:
+        if (total := total_of(self._here)) < math.inf:
             fetcher.length = total  # Lightning adds to what it reads what it had read before
 
 
@@ -200,20 +200,20 @@ _ACCUMULATES = (
 def _check_options(trainer: Any) -> None:
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(_ACCUMULATES.format(trainer.accumulate_grad_batches))
-    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
-        raise ValueError(
-            f"limit_train_batches must be 1.0, got {trainer.limit_train_batches}: the plan says "
-            "which batches an epoch has; shorten the plan instead"
-        )
     for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
         if getattr(trainer, name):
             raise ValueError(
                 f"{name} must be 0, got {getattr(trainer, name)}: Lightning would put another "
                 "sampler in the place of the plan's"
             )
+    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
+        raise ValueError(
+            f"limit_train_batches must be 1.0, got {trainer.limit_train_batches}: the plan says "
+            "which batches an epoch has; shorten the plan instead"
+        )
 
 
-def _batches(trainer: Any, plan: Plan) -> ScheduledBatchSampler | ScheduledStream:
+def _batches(trainer: Any, plan: Plan) -> Batches:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise ValueError(
@@ -239,7 +239,7 @@ def _batches(trainer: Any, plan: Plan) -> ScheduledBatchSampler | ScheduledStrea
     return batches
 
 
-def _check_length(trainer: Any, batches: ScheduledBatchSampler | ScheduledStream) -> None:
+def _check_length(trainer: Any, batches: Batches) -> None:
     plan, most = batches.plan, trainer.max_epochs
     if batches.n is None:
         if most not in {None, -1}:
@@ -256,7 +256,7 @@ def _check_length(trainer: Any, batches: ScheduledBatchSampler | ScheduledStream
         )
 
 
-def _check_schedulers(trainer: Any, batches: ScheduledBatchSampler | ScheduledStream) -> None:
+def _check_schedulers(trainer: Any, batches: Batches) -> None:
     plan = batches.plan
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
@@ -290,23 +290,3 @@ def _optimizer(trainer: Any) -> Any:
             "leave them out of the plan, and step a ParamScheduler for each in the module"
         )
     return trainer.optimizers[0]
-
-
-def _total(batches: ScheduledBatchSampler | ScheduledStream) -> float:
-    """Batches of the epoch; inf where that is not known."""
-    if batches.n is None:
-        return math.inf
-    return len(batches) + batches.first_batch
-
-
-def _complete(batches: ScheduledBatchSampler | ScheduledStream, done: int) -> bool:
-    """Whether so many batches are all of the epoch."""
-    if isinstance(batches, ScheduledStream):  # may have read ahead, and be at its end before that
-        return batches.state_dict(batches_done=done)["over"]
-    return done == _total(batches)
-
-
-def _ended(batches: ScheduledBatchSampler | ScheduledStream) -> bool:
-    if isinstance(batches, ScheduledStream):
-        return batches.ended
-    return batches.epoch == batches.epochs

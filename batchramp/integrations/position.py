@@ -1,15 +1,18 @@
 """Where a batch stands in the whole of a Plan: what a host does not count."""
 
+import math
 from functools import lru_cache
 from itertools import accumulate
 
 from batchramp.batching import ScheduledBatchSampler, ScheduledStream
 from batchramp.plan import Plan
 
-__all__ = ["tick_of"]
+__all__ = ["Batches", "complete", "ended", "tick_of", "total_of"]
+
+Batches = ScheduledBatchSampler | ScheduledStream
 
 
-def tick_of(batches: ScheduledBatchSampler | ScheduledStream, k: int) -> int:
+def tick_of(batches: Batches, k: int) -> int:
     """The Plan's tick of batch k of the epoch at which a sampler or a stream stands.
 
     >>> from batchramp import schedules as s
@@ -26,6 +29,27 @@ def tick_of(batches: ScheduledBatchSampler | ScheduledStream, k: int) -> int:
         return epoch
     steps, samples, starts = _starts(plan, batches.n, batches.drop_last, epoch)
     return plan.tick(epoch=epoch, step=steps + k, samples=samples + starts[k])
+
+
+def total_of(batches: Batches) -> float:
+    """Batches of the epoch that a pass is about to yield, or yields; inf where not known."""
+    if batches.n is None:
+        return math.inf
+    return len(batches) + batches.first_batch
+
+
+def complete(batches: Batches, done: int) -> bool:
+    """Whether so many batches are all of the epoch."""
+    if isinstance(batches, ScheduledStream):  # may have been read ahead, to its end
+        return batches.state_dict(batches_done=done)["over"]
+    return done == total_of(batches)
+
+
+def ended(batches: Batches) -> bool:
+    """Whether no batch of the Plan is left."""
+    if isinstance(batches, ScheduledStream):
+        return batches.ended
+    return batches.epoch == batches.epochs
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,55 @@
+"""Only the batch size is planned, with accelerate: AdamW and its lr scheduler stay.
+
+pip install 'batchramp[accelerate]'; python examples/adamw_accelerate.py
+On two processes: accelerate launch --cpu --num_processes 2 examples/adamw_accelerate.py
+"""
+
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from batchramp import Plan, ScheduledBatchSampler
+from batchramp import schedules as s
+from batchramp.data import fashion_mini
+from batchramp.models import MLP
+
+accelerator = Accelerator()  # first: the sampler asks it for the processes
+torch.manual_seed(0)
+images = fashion_mini()
+train = TensorDataset(*images.train)
+model = MLP()
+
+plan = Plan(epochs=5, batch_size=s.Exponential(32, factor=2, every=1))  # 32, 64, ... 512
+sampler = ScheduledBatchSampler(
+    plan, train, seed=0, rank=accelerator.process_index, world_size=accelerator.num_processes
+)
+loader = DataLoader(train, batch_sampler=sampler)
+
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer, max_lr=2e-3, total_steps=plan.total_steps(len(train))
+)
+# Neither the loader, whose batches are this process's share already and would be dealt once more,
+# nor the scheduler, which would be stepped once for every process.
+model, optimizer = accelerator.prepare(model, optimizer)
+
+for epoch in range(5):
+    sampler.set_epoch(epoch)
+    model.train()
+    for k, batch in enumerate(loader):
+        inputs, targets = (each.to(accelerator.device) for each in batch)
+        optimizer.zero_grad()
+        loss = sampler.weight(k) * cross_entropy(model(inputs), targets)
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+    with torch.inference_mode():
+        inputs, targets = (each.to(accelerator.device) for each in images.validation)
+        found = accelerator.unwrap_model(model)(inputs).argmax(1)
+        accuracy = (found == targets).float().mean().item()
+    accelerator.print(
+        f"epoch {epoch}: batch size {plan.at(epoch).batch_size}, {len(loader)} steps, "
+        f"validation accuracy {100 * accuracy:.1f} %"
+    )
