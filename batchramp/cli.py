@@ -535,12 +535,16 @@ def _run_and_report(
 
 def _run_all(runs: "Sequence[Run]", out: Path, how: "Mapping[str, Any]", quiet: bool) -> "Outcome":
     from batchramp.experiments import run_all
+    from batchramp.experiments.runner import joined
 
-    if quiet:
+    first = joined(runs).rank == 0
+    if quiet or not first:
         outcome = run_all(runs, out, **how, on_warning=_warn)
     else:
         with _progress(runs) as calls:
             outcome = run_all(runs, out, **how, **calls, on_warning=_warn)
+    if not first:  # the first process of torchrun reports for all
+        raise typer.Exit(1 if outcome.errors else 0)
     for run, error in outcome.errors:
         _warn(f"{run.title} failed: {error}")
     return outcome

@@ -22,6 +22,9 @@ __all__ = ["Processes", "join"]
 
 T = TypeVar("T")
 
+# Why this process can no longer train with the others.
+_failures: list[str] = []
+
 # Sets the random streams of the processes apart from the order of the samples.
 _OWN = 2
 
@@ -175,12 +178,21 @@ class Processes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Says in one line that another process has ended, where torch says which socket broke."""
+        """Around what waits for other processes in its midst.
+
+        That another has ended is said in one line, where torch says which socket broke. What fails
+        here alone leaves the others waiting: from then on this process tells them nothing, so that
+        it ends, and they with it.
+        """
         if self.alone:
             yield
             return
-        with _told_plainly():
-            yield
+        try:
+            with _told_plainly():
+                yield
+        except Exception as error:
+            _failures.append(f"{type(error).__name__}: {error}")
+            raise
 
     def _all(self, value: Any) -> list[Any]:
         from torch import distributed
@@ -195,6 +207,8 @@ class Processes:
 def _told_plainly() -> Iterator[None]:
     from torch import distributed
 
+    if _failures:
+        raise ConnectionError(f"this process has failed while others waited: {_failures[0]}")
     try:
         yield
     except RuntimeError as error:

@@ -67,8 +67,9 @@ def fit(
     initialises, it trains one model on all of them, each on its share of every global batch, with
     the steps of one process to rounding. The first process measures, decides, calls ``on_epoch``
     and writes; all return the same. What one refuses, all refuse. A process that dies ends the
-    others; started again, by ``torchrun --max-restarts`` too, they go on from the checkpoint, and
-    so does another number of processes. BatchNorm normalises by each process's share, as DDP has
+    others; started again, they go on from the checkpoint, on another number of processes too, or by
+    ``torchrun --standalone --max-restarts`` (``--rdzv-backend c10d`` on several machines; torch's
+    static rendezvous restarts nobody). BatchNorm normalises by each process's share, as DDP has
     it, and keeps the first one's running statistics; dropout differs between processes: models
     with either train otherwise than on one process.
 

@@ -22,11 +22,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from batchramp import store
+from batchramp.batching import ranks
 from batchramp.experiments.run import Run
 from batchramp.experiments.trackers import Trackers
+
+if TYPE_CHECKING:
+    from batchramp.processes import Processes
 
 __all__ = ["Outcome", "default_jobs", "run_all", "train"]
 
@@ -90,6 +94,41 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def joined(runs: Sequence[Run]) -> "Processes":
+    """The processes of torchrun that train these runs together; of several, the first reports."""
+    from batchramp.processes import join
+
+    return join(runs[0].device if runs else "cpu")
+
+
+def _handed() -> Group | None:
+    """What the first process hands out; it is asked of the others."""
+
+
+def _by_all_processes(run_all: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """On the processes of torchrun the first one runs ``run_all``, the others train with it."""
+
+    @functools.wraps(run_all)
+    def on_each(runs: Sequence[Run], out: Path, **how: Any) -> Outcome:
+        processes = joined(runs)
+        if processes.alone:
+            return run_all(runs, out, **how)
+
+        def lead() -> Outcome:
+            try:
+                return run_all(runs, out, **how, processes=processes)
+            finally:
+                processes.once(lambda: None)  # there is no further group
+
+        if processes.rank > 0:
+            while (group := processes.once(_handed)) is not None:
+                train(group, Path(out), lambda word: None)
+        return processes.once(lead)
+
+    return on_each
+
+
+@_by_all_processes
 def run_all(
     runs: Sequence[Run],
     out: Path,
@@ -102,8 +141,12 @@ def run_all(
     on_end: Callable[[Run, str], None] | None = None,
     on_start: Callable[[Sequence[Run]], None] | None = None,
     on_warning: Callable[[str], None] = warnings.warn,
+    processes: "Processes | None" = None,
 ) -> Outcome:
     """Runs all runs below ``out`` that are not finished there, the longest first.
+
+    On the processes of torchrun, all train each run together (`batchramp.fit`), one run after the
+    other. The first calls what is to be called, and all return the same.
 
     Args:
         runs: with different folders.
@@ -118,6 +161,7 @@ def run_all(
         on_end: called with each run's status, those finished before included.
         on_start: called with the runs of each group that is handed to a process.
         on_warning: called with a line on what went wrong without losing a run.
+        processes: not to be given; those of torchrun.
 
     Returns:
         How they ended. A run that fails is recorded with its error, and the rest go on.
@@ -125,7 +169,8 @@ def run_all(
     Raises:
         ValueError: jobs below 1, two runs of one folder, an optimizer that does not fit its plan or
             its options, a folder that holds another run, or a device, cluster or tracker that
-            cannot be had: before anything is started.
+            cannot be had; on several processes more jobs, ``vectorise``, ``ray`` or a batch size
+            below their number: before anything is started.
     """
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise ValueError(f"jobs must be an integer >= 1, got {jobs!r}")
@@ -134,6 +179,15 @@ def run_all(
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise ValueError(f"runs must have different folders, got {twice} twice: give them labels")
     out = Path(out)
+    if processes is not None:
+        for name, asked in {"jobs": (jobs or 1) > 1, "vectorise": vectorise, "ray": ray}.items():
+            if asked:
+                raise ValueError(
+                    f"{name} does not go with torchrun, whose {processes.world_size} processes "
+                    "train each run together"
+                )
+        for run in runs:
+            ranks.check_batch_sizes(run.plan, processes.world_size)
     kinds = {(run.plan, run.optimizer, run.options, run.fields): run for run in runs}
     for kind in kinds.values():
         _check_optimizer(kind)
@@ -147,8 +201,41 @@ def run_all(
     with contextlib.ExitStack() as stack:
         sinks = Trackers(trackers, out, on_warning)
         stack.callback(sinks.close)
+
+        def end(run: Run, status: str) -> None:
+            statuses[run] = status
+            sinks.end(run, status)
+            if on_end is not None:
+                on_end(run, status)
+
+        def hear(group: Group, kind: str, value: Any) -> None:
+            if kind == "row":
+                index, row = value
+                sinks.row(group[index], row)
+                if on_row is not None:
+                    on_row(group[index], row)
+            elif kind == "taken":
+                waiting.append(group)
+            elif kind == "ended":
+                for run, status in zip(group, value, strict=True):
+                    if status in store.ENDED:
+                        end(run, status)
+                        continue
+                    if status == "failed":
+                        on_warning(f"{run.title} failed among others and is repeated alone")
+                    waiting.append((run,))  # what another runner had taken, too
+            elif len(group) == 1:
+                _record_failure(group[0], out / group[0].folder, value)
+                errors.append((group[0], value))
+                end(group[0], "failed")
+            else:
+                on_warning(f"{title(group)} failed together and are repeated one by one: {value}")
+                waiting.extend((run,) for run in group)
+
         workers: Workers
-        if ray is None:
+        if processes is not None:
+            workers = _Together(processes, out, hear)
+        elif ray is None:
             workers = _Processes(jobs or 1, out)
         else:
             from batchramp.experiments.cluster import Cluster
@@ -156,12 +243,6 @@ def run_all(
             workers = Cluster(ray, jobs, out)
         stack.callback(workers.stop)
         out.mkdir(parents=True, exist_ok=True)
-
-        def end(run: Run, status: str) -> None:
-            statuses[run] = status
-            sinks.end(run, status)
-            if on_end is not None:
-                on_end(run, status)
 
         for run, status in statuses.items():
             if status in store.ENDED:
@@ -190,31 +271,8 @@ def run_all(
                 if waiting:
                     time.sleep(_SECONDS_BETWEEN_LOOKS)  # another runner has taken all that is left
                 continue
-            for group, kind, value in workers.receive(_SECONDS_BETWEEN_LOOKS):
-                if kind == "row":
-                    index, row = value
-                    sinks.row(group[index], row)
-                    if on_row is not None:
-                        on_row(group[index], row)
-                elif kind == "taken":
-                    waiting.append(group)
-                elif kind == "ended":
-                    for run, status in zip(group, value, strict=True):
-                        if status in store.ENDED:
-                            end(run, status)
-                            continue
-                        if status == "failed":
-                            on_warning(f"{run.title} failed among others and is repeated alone")
-                        waiting.append((run,))  # what another runner had taken, too
-                elif len(group) == 1:
-                    _record_failure(group[0], out / group[0].folder, value)
-                    errors.append((group[0], value))
-                    end(group[0], "failed")
-                else:
-                    on_warning(
-                        f"{title(group)} failed together and are repeated one by one: {value}"
-                    )
-                    waiting.extend((run,) for run in group)
+            for word in workers.receive(_SECONDS_BETWEEN_LOOKS):
+                hear(*word)
     return Outcome(tuple(statuses[run] for run in runs), tuple(errors))
 
 
@@ -306,6 +364,30 @@ class _Processes:
             process.terminate()
         for _, process in self._active.values():
             process.join()
+
+
+@final
+class _Together:
+    """All processes of torchrun as one worker, which has trained a group when `start` returns."""
+
+    def __init__(self, processes: "Processes", out: Path, hear: Callable[..., None]) -> None:
+        self._processes, self._out, self._hear = processes, out, hear
+
+    def free(self) -> bool:
+        return True
+
+    def active(self) -> bool:
+        return False
+
+    def start(self, group: Group) -> None:
+        self._processes.once(lambda: group)
+        train(group, self._out, lambda word: self._hear(group, *word))
+
+    def receive(self, seconds: float) -> Iterable[tuple[Group, str, Any]]:
+        return ()
+
+    def stop(self) -> None:
+        pass
 
 
 def _context() -> Any:
