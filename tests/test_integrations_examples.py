@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,14 @@ def test_two_processes_print_what_one_does(name: str) -> None:
     alone = printed(["{file}"], EXAMPLES / name)
     assert len(alone) in {4, 5}
     sizes = [int(re.findall(r"batch size (\d+)", line)[0]) for line in alone]
-    assert all(2 * a == b for a, b in zip(sizes, sizes[1:], strict=False))
-    # Sums in another order: the printed digits of a percentage may differ by one image of 3,500.
+    assert all(2 * a == b for a, b in pairwise(sizes))
+    # Sums in another order may change the last digit of a loss, or one image of the 1,500.
+    near = 0.0011 if "loss" in alone[0] else 0.11  # printed to 0.1 %
     for one, other in zip(alone, printed(two, EXAMPLES / name), strict=True):
         *ones, last = (float(each) for each in re.findall(r"\d+\.?\d*", one))
         *others, final = (float(each) for each in re.findall(r"\d+\.?\d*", other))
         assert ones == others
-        assert last == pytest.approx(final, abs=0.11)
+        assert last == pytest.approx(final, abs=near)
 
 
 def test_the_package_does_not_import_frameworks() -> None:
