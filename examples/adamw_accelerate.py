@@ -1,7 +1,8 @@
 """Only the batch size is planned, with accelerate: AdamW and its lr scheduler stay.
 
 pip install 'batchramp[accelerate]'; python examples/adamw_accelerate.py
-On two processes: accelerate launch --cpu --num_processes 2 examples/adamw_accelerate.py
+On two processes: torchrun --nproc-per-node 2 examples/adamw_accelerate.py; set
+ACCELERATE_USE_CPU=true first where there is no GPU, or accelerate takes each for the only one.
 """
 
 import torch
@@ -14,7 +15,8 @@ from batchramp import schedules as s
 from batchramp.data import fashion_mini
 from batchramp.models import MLP
 
-accelerator = Accelerator()  # first: the sampler asks it for the processes
+accelerator = Accelerator()  # first: it knows the processes
+accelerator.print(f"processes: {accelerator.num_processes}")
 torch.manual_seed(0)
 images = fashion_mini()
 train = TensorDataset(*images.train)

@@ -46,6 +46,10 @@ class Classifier(L.LightningModule):
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def on_train_start(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"processes: {self.trainer.world_size}")
+
     def on_train_epoch_end(self) -> None:
         self.model.eval()
         with torch.inference_mode():

@@ -46,6 +46,7 @@ if __name__ == "__main__":
         )  # fmt: skip
         trainer.train()
     if trainer.is_world_process_zero():
+        print(f"processes: {trainer.args.world_size}")
         steps = [round(row["step"]) for row in trainer.state.log_history if "eval_loss" in row]
         losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
         for epoch, (step, loss) in enumerate(zip(steps, losses, strict=True)):

@@ -1,5 +1,6 @@
 """The examples in other people's loops: two processes print what one does."""
 
+import os
 import re
 import socket
 import subprocess
@@ -21,19 +22,25 @@ SCRIPTS = {
     ),
     "adamw_accelerate.py": (
         "accelerate",
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2",
-         "--main_process_port={port}", "{file}"],
+        ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port={port}", "{file}"],
     ),
 }  # fmt: skip
 
 
-def printed(arguments: list[str], file: Path) -> list[str]:
+def printed(arguments: list[str], file: Path, processes: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = [each.format(file=file, port=port) for each in arguments]
-    done = subprocess.run([sys.executable, *given], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert f"processes: {processes}\n" in done.stdout
     return [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
 
 
@@ -43,13 +50,13 @@ def printed(arguments: list[str], file: Path) -> list[str]:
 def test_two_processes_print_what_one_does(name: str) -> None:
     framework, two = SCRIPTS[name]
     pytest.importorskip(framework)
-    alone = printed(["{file}"], EXAMPLES / name)
+    alone = printed(["{file}"], EXAMPLES / name, 1)
     assert len(alone) in {4, 5}
     sizes = [int(re.findall(r"batch size (\d+)", line)[0]) for line in alone]
     assert all(2 * a == b for a, b in pairwise(sizes))
     # Sums in another order may change the last digit of a loss, or one image of the 1,500.
     near = 0.0011 if "loss" in alone[0] else 0.11  # printed to 0.1 %
-    for one, other in zip(alone, printed(two, EXAMPLES / name), strict=True):
+    for one, other in zip(alone, printed(two, EXAMPLES / name, 2), strict=True):
         *ones, last = (float(each) for each in re.findall(r"\d+\.?\d*", one))
         *others, final = (float(each) for each in re.findall(r"\d+\.?\d*", other))
         assert ones == others
