@@ -21,8 +21,8 @@ def check_schedule(schedule: Schedule, horizon: int = 100) -> None:
     It is a frozen, hashable dataclass, equal to its copies; it pickles and comes back from a dict,
     from JSON and from TOML; called ``schedule(tick, horizon)`` it is a pure function that gives
     finite Python numbers; it bears a Plan one tick long (or refuses it with a ValueError); its
-    ``next_change``, ``next_turn`` and ``extremes`` tell the truth. That ``repr`` evaluates to an equal schedule is
-    good style and not checked; that it is the same for equal schedules is.
+    ``next_change``, ``next_turn`` and ``extremes`` tell the truth. That ``repr`` evaluates to an
+    equal schedule is good style and not checked; that it is the same for equal schedules is.
 
     Args:
         schedule: an instance, best with values that no argument has by default.

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "experiments": {
         "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
-        "store", "progress", "data", "task", "training",
+        "processes", "store", "progress", "data", "task", "training",
     },
     "integrations": {"plan", "scheduler", "batching"},
     "cli": {"plan", "measure", "theory", "store", "report", "experiments"},

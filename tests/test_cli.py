@@ -449,7 +449,7 @@ def test_what_run_refuses_is_one_line_and_exit_status_2(
         (("reproduce", "bounds", "--part", "all"), "--part is not an option of bounds"),
         (
             ("reproduce", "figure99"),
-            "a11-tuning, figure10-tuning, baselines-tuning, decide-tuning, bounds, got 'figure99'",
+            "baselines-tuning, decide-tuning, trade-decay-tuning, bounds, got 'figure99'",
         ),
         (("reproduce", "figure1", "--data", "nowhere"), "--data must be a folder, got nowhere"),
         (("reproduce", "figure1", "--tuned", "bad.toml"), "bad.toml is not JSON"),

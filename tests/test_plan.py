@@ -32,7 +32,7 @@ class Spike(s.Schedule):
 
 
 @dataclass(frozen=True)
-class Sawtooth(s.Schedule):
+class ToAndFro(s.Schedule):
     """Turns around at each tick."""
 
     low: float
@@ -326,12 +326,12 @@ def test_what_changes_too_often_is_refused_and_not_walked(monkeypatch):
     monkeypatch.setattr("batchramp.plan._MOST_LOOKS", 10_000)
     monkeypatch.setattr("batchramp.plan._MOST_CHECKS", 10_000)
     began = time.perf_counter()
-    for size in (Sawtooth(8, 16), s.Cosine(8, end=10**9)):
+    for size in (ToAndFro(8, 16), s.Cosine(8, end=10**9)):
         plan = Plan(steps=10**12, batch_size=size)
         for read in (plan.total_steps, plan.stages, plan.laps):
             with pytest.raises(ValueError, match=r"batch_size must be found by at most 10,000 loo"):
                 read(100)
-    assert Plan(steps=9_999, batch_size=Sawtooth(8, 16)).total_steps(100) == 9_999
+    assert Plan(steps=9_999, batch_size=ToAndFro(8, 16)).total_steps(100) == 9_999
     with pytest.raises(ValueError, match="n must leave an epoch at most 100,000,000 batches"):
         Plan(epochs=1, batch_size=1).batch_sizes(0, 10**12)
     assert Plan(epochs=1, batch_size=1).total_steps(10**12) == 10**12
@@ -339,11 +339,11 @@ def test_what_changes_too_often_is_refused_and_not_walked(monkeypatch):
 
 
 def test_more_stages_than_can_be_listed_have_totals_and_a_description(monkeypatch):
-    plan = Plan(steps=500, batch_size=Sawtooth(8, 16))
+    plan = Plan(steps=500, batch_size=ToAndFro(8, 16))
     described = plan.describe(100)
     expected = obvious(plan, 100, False)
     monkeypatch.setattr("batchramp.plan._MOST_LISTED", 499)
-    other = Plan(steps=500, batch_size=Sawtooth(8, 16.0))  # equal, and counted already
+    other = Plan(steps=500, batch_size=ToAndFro(8, 16.0))  # equal, and counted already
     assert plan.total_steps(100) == 500
     assert plan.batch_sizes(30, 101) == [size for _, size in obvious(plan, 101, False)[30]]
     assert str(other.describe(100)) == str(described)
@@ -359,7 +359,7 @@ def test_more_stages_than_can_be_listed_have_totals_and_a_description(monkeypatc
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("unit", "n"), [("epochs", 500), ("steps", 500), ("steps", 10**12)])
 def test_ten_million_changes_are_counted_in_little_memory(unit, n):
-    plan = Plan(**{unit: 9_999_999}, batch_size=Sawtooth(8, 16))
+    plan = Plan(**{unit: 9_999_999}, batch_size=ToAndFro(8, 16))
     began = time.process_time()
     steps, samples = plan.total_steps(n), plan.total_samples(n)
     assert time.process_time() - began < 60

@@ -20,10 +20,13 @@ from batchramp.experiments import (
     from_file,
     plan_from_file,
     recipes,
+    trade_decay,
+    tuning_runs,
 )
 from batchramp.experiments.chosen import committed, lr_of
 from batchramp.experiments.scales import SCALES
 from batchramp.experiments.tasks import MODELS, TASKS, load, training_samples
+from batchramp.experiments.trading import trade_decay_cells
 from batchramp.experiments.tuning import TUNING_RULE, TUNINGS
 
 TUNED_FILE = Path(store.__file__).parent / "experiments" / "tuned" / "figure1-quick.json"
@@ -242,9 +245,9 @@ def test_the_note_says_how_lr_was_chosen_and_where_the_grid_ended() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", recipes.PAPER)
 def test_every_figure_has_runs_of_different_folders_at_every_scale(name: str, scale: str) -> None:
-    runs = recipes.RECIPES[name](scale, [0, 1])
+    runs = recipes.PAPER[name](scale, [0, 1])
     assert len({run.folder for run in runs}) == len(runs) >= 4
     assert {run.seed for run in runs} == {0, 1}
     assert all(run.plan.epochs for run in runs)
@@ -258,7 +261,7 @@ def test_all_is_every_experiment_once() -> None:
     assert all(run.folder.parts[0] == run.experiment for run in runs)
     ours = [dataclasses.replace(run, within="") for run in runs]
     for name in ("figure2", "figure4", "figure9", "figure11"):
-        assert set(recipes.RECIPES[name](seeds=[0])) <= set(ours)
+        assert set(recipes.PAPER[name](seeds=[0])) <= set(ours)
 
 
 def test_the_paper_s_scale_has_the_paper_s_steps() -> None:
@@ -511,3 +514,31 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         from_file(path)
     with pytest.raises(FileNotFoundError):
         from_file(tmp_path / "none.toml")
+
+
+def test_growth_takes_the_lr_of_its_decay_and_the_steps_that_are_promised():
+    cells = {cell.label: cell for cell in trade_decay_cells() if cell.panel == "AdamW, cosine"}
+    chosen = {
+        "cells": {
+            panel: {"decay": {"lr": lr}, "equal-steps": {"lr": 2 * lr}}
+            for panel, lr in (
+                ("SGD, cosine", 0.01), ("SGD, steps", 0.02),
+                ("AdamW, cosine", 0.001), ("AdamW, steps", 0.002),
+            )
+        },
+        "rule": "mine",
+    }  # fmt: skip
+    runs = {(run.panel, run.label): run for run in trade_decay(seeds=[3], tuned=chosen)}
+    assert len(runs) == 12
+    for (panel, label), run in runs.items():
+        lr = chosen["cells"][panel]["decay"]["lr"]
+        assert run.plan.at(0).lr == (2 * lr if label == "equal-steps" else lr)
+        assert run.note.startswith("how lr was chosen: mine")
+    n = training_samples("fashion-mini")
+    before, after = (runs["AdamW, cosine", label].plan for label in ("decay", "growth"))
+    assert after == Plan.trade_decay(s.Cosine(0.001), 32, "seesaw", epochs=30, maximum=4096)
+    assert after.saved(n).steps_before == before.total_steps(n)
+    assert after.saved(n).ratio <= 0.5
+    assert set(cells) == {"decay", "growth", "equal-steps"}
+    tried = {run.label.split(" lr ")[0] for run in tuning_runs("trade-decay")}
+    assert tried == {"decay", "equal-steps"}  # nothing is tuned for the growth

@@ -569,3 +569,14 @@ def test_studies_are_not_mixed():
     other = [dataclasses.replace(r, task="other") for r in records if r.label == "small"]
     mixed = [r for r in records if r.label == "increasing"] + other
     assert verdict(mixed, 1) == "not in these runs"
+
+
+def test_growth_is_held_against_the_decay_it_was_traded_for():
+    for accuracy, expected in ((71.1, "holds"), (69.0, "does not hold")):
+        ends = {"growth": (0.05, accuracy), "decay": (0.05, 71.0)}
+        records = figure1(10, ("cosine",), ("growth", "decay"), ends, noise=0.005)
+        (control,) = judge(records).controls
+        assert control.verdict == expected
+        assert "compared with decay" in control.sentences[0]
+        (decision,) = control.decisions
+        assert decision.where == "cosine, validation accuracy: growth against decay"

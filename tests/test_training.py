@@ -3,8 +3,10 @@
 import functools
 import json
 import math
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -439,6 +441,51 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(kills: int, tmp_path: Path)
     train_to_be_killed(tmp_path / "whole")
     assert same(left_by(tmp_path / "whole"), left_by(tmp_path / "killed"))
     assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "whole"))
+
+
+def train_in_a_fork(folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    fit(small(noisy_net), KILLED, seed=0, out=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
+def test_fifty_runs_killed_anywhere_end_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["batchramp.training", "torch._dynamo", __name__])
+    generator, threads = random.Random(time.time_ns()), torch.get_num_threads()
+    train = functools.partial(fit, small(noisy_net), KILLED, seed=0)
+    started = time.monotonic()
+    train(out=tmp_path / "whole")
+    an_epoch = (time.monotonic() - started) / KILLED.length
+    whole, kills, begun = left_by(tmp_path / "whole"), 0, set()
+    for attempt in range(500):
+        if kills == 50:
+            break
+        folder = tmp_path / str(attempt)
+        child = context.Process(target=train_in_a_fork, args=(folder, threads))
+        rows = generator.randrange(KILLED.length)
+        child.start()
+        while child.is_alive() and lines_of(folder / "epochs.jsonl") < rows:
+            time.sleep(an_epoch / 5)
+        time.sleep(generator.uniform(0, an_epoch))
+        child.kill()
+        child.join()
+        if child.exitcode == 0:  # it had ended
+            continue
+        assert child.exitcode == -signal.SIGKILL
+        kills += 1
+        begun.add(lines_of(folder / "epochs.jsonl"))
+        train(out=folder)
+        assert same(left_by(folder), whole)
+        shutil.rmtree(folder)
+    assert kills == 50
+    assert len(begun) > 8  # killed at many places indeed
+
+
+def lines_of(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 # ------------------------------------------------------------------------------------ endings

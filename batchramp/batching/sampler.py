@@ -209,7 +209,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         return self._state(self.epoch, self._sizes, done)
 
     def _state(self, epoch: int, sizes: list[int], done: Any) -> dict[str, Any]:
-        if isinstance(done, bool) or not isinstance(done, Integral) or not 0 <= done <= len(sizes):
+        whole = isinstance(done, Integral) and not isinstance(done, bool)
+        if not whole or not 0 <= int(done) <= len(sizes):
             raise ValueError(f"batches_done must be in 0..{len(sizes)}, got {done!r}")
         return {
             "epoch": epoch,

@@ -5,7 +5,7 @@ from batchramp.experiments.constants import Constants, measure_constants
 from batchramp.experiments.decisions import decide
 from batchramp.experiments.files import from_file, plan_from_file, task_from_file
 from batchramp.experiments.recipes import (
-    RECIPES,
+    PAPER,
     a11,
     baselines,
     everything,
@@ -20,6 +20,7 @@ from batchramp.experiments.recipes import (
 from batchramp.experiments.run import Run
 from batchramp.experiments.runner import Outcome, run_all
 from batchramp.experiments.scales import SCALES
+from batchramp.experiments.trading import trade_decay
 from batchramp.experiments.tuning import TUNINGS, choose_lr, figure1_tuning, tuning_runs
 
 __all__ = [
@@ -49,5 +50,8 @@ __all__ = [
     "plan_from_file",
     "run_all",
     "task_from_file",
+    "trade_decay",
     "tuning_runs",
 ]
+
+RECIPES = {**PAPER, "trade-decay": trade_decay}

@@ -33,8 +33,8 @@ from batchramp.schedules import (
 
 __all__ = [
     "LRS",
+    "PAPER",
     "POLICIES",
-    "RECIPES",
     "VARIANTS",
     "Cell",
     "a11",
@@ -57,6 +57,8 @@ SMALL_BATCHES = (8, 256)  # the paper's figures say 8, its text 2^8
 
 # The grids of the paper's section 4.
 LRS = (0.05, 0.1, 0.25, 0.5)
+HEAVY_BALL_LRS = tuple(round(lr * (1 - 0.9), 6) for lr in LRS)  # whose steps are 1/(1 - 0.9) longer
+ADAPTIVE_LRS = (0.0003, 0.001, 0.003, 0.01)
 _BETAS = (0.3, 0.5, 0.9)
 _GAMMAS = (0.2, 0.4, 0.7)
 
@@ -365,7 +367,6 @@ def baseline_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell
     Momenta are constant: 0.9, and QHM's gamma 0.7.
     """
     setting = scale_named(scale).main
-    adaptive = (0.0003, 0.001, 0.003, 0.01)
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("SGD", {"optimizer": "SGD"}),
         (
@@ -373,12 +374,15 @@ def baseline_cells(scale: str = "quick", *, variant: str = "paper") -> list[Cell
             {
                 "optimizer": "SGD",
                 "options": (("momentum", _BETA),),
-                "lrs": tuple(round(lr * (1 - _BETA), 6) for lr in LRS),
+                "lrs": HEAVY_BALL_LRS,
             },
         ),
         ("NSHB", {}),
         ("QHM", {}),
-        *((name, {"optimizer": name, "lrs": adaptive}) for name in ("Adam", "AdamW", "RMSprop")),
+        *(
+            (name, {"optimizer": name, "lrs": ADAPTIVE_LRS})
+            for name in ("Adam", "AdamW", "RMSprop")
+        ),
     ]
 
     def cell(panel: str, label: str, given: dict[str, Any]) -> Cell:
@@ -576,7 +580,7 @@ def everything(
     return [dataclasses.replace(run, within=run.experiment) for run in runs]
 
 
-RECIPES: dict[str, Callable[..., list[Run]]] = {
+PAPER: dict[str, Callable[..., list[Run]]] = {
     "figure1": figure1,
     "figure2": figure1,
     "figure3": figure3,

@@ -11,6 +11,7 @@ from batchramp.experiments.decisions import momentum_cells
 from batchramp.experiments.recipes import Cell
 from batchramp.experiments.run import Run
 from batchramp.experiments.scales import SCALES, scale_named
+from batchramp.experiments.trading import trade_decay_cells
 from batchramp.store import ENDED, Record
 
 __all__ = [
@@ -71,6 +72,8 @@ def candidates(experiment: str, scale: str) -> list[Cell]:
         return recipes.figure4_cells(scale)
     if experiment == "baselines":
         return recipes.baseline_cells(scale)
+    if experiment == "trade-decay":  # what it is traded for takes its lr
+        return [cell for cell in trade_decay_cells(scale) if cell.label != "growth"]
     return momentum_cells(scale)
 
 
@@ -80,7 +83,8 @@ def tuning_runs(
     """The runs from which `choose_lr` chooses the lr of every cell of an experiment.
 
     Args:
-        experiment: "figure1", "figure4", "a11", "figure10", "baselines" or "decide".
+        experiment: "figure1", "figure4", "a11", "figure10", "baselines", "decide" or
+            "trade-decay".
         scale: a key of `SCALES`.
         seeds: of the runs; None for those of the rule.
 
@@ -107,7 +111,7 @@ def tuning_runs(
     return runs
 
 
-_TUNED = ("figure1", "figure4", "a11", "figure10", "baselines", "decide")
+_TUNED = ("figure1", "figure4", "a11", "figure10", "baselines", "decide", "trade-decay")
 
 
 def _recipe(experiment: str) -> Callable[..., list[Run]]:

@@ -37,6 +37,7 @@ from batchramp.report.comparisons import (
     NORM_ALIKE,
     NORM_MARGIN,
     OPEN,
+    VALIDATION,
     Comparison,
     Measure,
     compare,
@@ -793,7 +794,32 @@ def _controls(found: Sequence[Study]) -> list[_Draft]:
                     comparisons.append(compare(where, ours, theirs, measure, kind, favour, allowed))
         if comparisons:
             drafts.append(_Draft(0, statement, comparisons, remarks))
-    return drafts
+    return [*drafts, *_traded(found)]
+
+
+def _traded(found: Sequence[Study]) -> list[_Draft]:
+    """Growth of the batch size beside the decay of lr that was traded for it."""
+    comparisons: list[Comparison] = []
+    remarks: list[str] = []
+    for study in found:
+        prefix = f"{study.name} – " if len(found) > 1 else ""
+        for panel in study.panels:
+            ours, theirs = study.cell(panel, "growth"), study.cell(panel, "decay")
+            if ours is None or theirs is None or not measured(VALIDATION, ours, theirs):
+                continue
+            if text := steps_sentence(ours, theirs):
+                remarks.append(prefix + text)
+            where = prefix + panel
+            comparisons.append(
+                compare(where, ours, theirs, VALIDATION, "alike", margin=ACCURACY_MARGIN)
+            )
+    if not comparisons:
+        return []
+    statement = (
+        "Growth of the batch size ends as the decay of lr that was traded for it: within "
+        f"{ACCURACY_MARGIN:g} points of validation accuracy."
+    )
+    return [_Draft(0, statement, comparisons, remarks)]
 
 
 def _lowest_norm(study: Study, ours: Cell) -> str:

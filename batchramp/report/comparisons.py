@@ -7,14 +7,14 @@ t-test under Holm's correction and, uncorrected, exact sign flips, which assume 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from batchramp.report.cells import Cell, count, last, listed, number, percent, setting, spread
 from batchramp.report.statistics import effect_size, equivalence, paired_t, sign_flip
 from batchramp.store import Record
 
-__all__ = ["ACCURACY", "NORM", "Comparison", "Measure", "compare"]
+__all__ = ["ACCURACY", "NORM", "VALIDATION", "Comparison", "Measure", "compare"]
 
 MIN_SEEDS = 8
 LEVEL = 0.05
@@ -190,6 +190,7 @@ NORM = Measure("minimum norm", last("min_full_gradient_norm"), number, True, "hi
 ACCURACY = Measure(
     "test accuracy", last("test_accuracy"), percent, False, "higher", "lower", " points"
 )
+VALIDATION = replace(ACCURACY, name="validation accuracy", of=last("validation_accuracy"))
 
 
 def compare(
