@@ -19,8 +19,10 @@ run: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest -n $(JOBS)
 
-# Ray and TensorBoard are for their tests alone, which are skipped where they cannot be had.
+# Hosts, Ray and TensorBoard are for their tests alone, which are skipped where they cannot be had.
+HOSTS := lightning transformers accelerate torchdata datasets
 slow: $(VENV)/ready
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(HOSTS)
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray tensorboard
 	$(BIN)/pytest -m slow
 
