@@ -15,7 +15,7 @@ from batchramp import schedules as s
 from batchramp.data import fashion_mini
 from batchramp.models import MLP
 
-accelerator = Accelerator()  # first: it knows the processes
+accelerator = Accelerator()  # first: the sampler asks which process this is
 accelerator.print(f"processes: {accelerator.num_processes}")
 torch.manual_seed(0)
 images = fashion_mini()
@@ -23,29 +23,24 @@ train = TensorDataset(*images.train)
 model = MLP()
 
 plan = Plan(epochs=5, batch_size=s.Exponential(32, factor=2, every=1))  # 32, 64, ... 512
-sampler = ScheduledBatchSampler(
-    plan, train, seed=0, rank=accelerator.process_index, world_size=accelerator.num_processes
-)
-loader = DataLoader(train, batch_sampler=sampler)
+loader = DataLoader(train, batch_sampler=ScheduledBatchSampler(plan, train))
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-scheduler = torch.optim.lr_scheduler.OneCycleLR(
-    optimizer, max_lr=2e-3, total_steps=plan.total_steps(len(train))
-)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)  # by epoch
 # Neither the loader, whose batches are this process's share already and would be dealt once more,
 # nor the scheduler, which would be stepped once for every process.
 model, optimizer = accelerator.prepare(model, optimizer)
 
 for epoch in range(5):
-    sampler.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)
     model.train()
     for k, batch in enumerate(loader):
         inputs, targets = (each.to(accelerator.device) for each in batch)
         optimizer.zero_grad()
-        loss = sampler.weight(k) * cross_entropy(model(inputs), targets)
+        loss = loader.batch_sampler.weight(k) * cross_entropy(model(inputs), targets)
         accelerator.backward(loss)
         optimizer.step()
-        scheduler.step()
+    scheduler.step()
     model.eval()
     with torch.inference_mode():
         inputs, targets = (each.to(accelerator.device) for each in images.validation)

@@ -30,8 +30,7 @@ class Classifier(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         # Here, and not before fit: the sampler must know the processes.
-        sampler = ScheduledBatchSampler(PLAN, self.train_set, seed=0)
-        return DataLoader(self.train_set, batch_sampler=sampler)
+        return DataLoader(self.train_set, batch_sampler=ScheduledBatchSampler(PLAN, self.train_set))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], k: int) -> torch.Tensor:
         inputs, targets = batch

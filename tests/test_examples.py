@@ -48,6 +48,29 @@ def test_adamw_loop(capsys: pytest.CaptureFixture[str]) -> None:
 README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
 
 
+DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+HOSTS = ("loop", "lightning", "transformers", "accelerate")
+
+
+@pytest.mark.parametrize(("host", "diff"), list(zip(HOSTS, DIFFS, strict=True)))
+def test_a_plan_takes_five_changed_lines_of_an_example(host: str, diff: str) -> None:
+    lines = [(line[0], line[1:].strip()) for line in diff.splitlines()]
+    changed = [text for sign, text in lines if sign == "+"]
+    assert len(changed) <= 5
+    example = (EXAMPLES / f"adamw_{host}.py").read_text(encoding="utf-8").splitlines()
+    # What is shown stands there, in this order.
+    rest = iter(example)
+    for sign, text in lines:
+        assert sign == "-" or any(text in line for line in rest), text
+    # Nothing else of it is of a Plan, but imports and what is printed.
+    of_a_plan = re.compile(r"\b(plan|PLAN|sampler|batch_sampler)\b")
+    told = re.compile(r"print|f\"|size = |#|from |import |\"\"\"")
+    more = [line.strip() for line in example if of_a_plan.search(line) and not told.search(line)]
+    assert {line for line in more if not any(text in line for text in changed)} <= {
+        "max_epochs=PLAN.epochs,"
+    }
+
+
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_the_readmes_python_runs(block: str) -> None:
     model = torch.nn.Linear(2, 2)
