@@ -34,8 +34,8 @@ _HOME = {
 }
 
 _ROOMS = (
-    "batching", "data", "experiments", "measure", "models", "optim", "plan", "report", "scheduler",
-    "schedules", "store", "task", "testing", "theory", "training",
+    "batching", "data", "experiments", "integrations", "measure", "models", "optim", "plan",
+    "report", "scheduler", "schedules", "store", "task", "testing", "theory", "training",
 )  # fmt: skip
 
 __all__ = [

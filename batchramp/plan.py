@@ -99,7 +99,8 @@ def scale_lr(
     factor = as_count(to, "to") / as_count(batch_size, "batch_size")
     if rule not in ("linear", "sqrt"):
         raise ValueError(f"rule must be 'linear' or 'sqrt', got {rule!r}")
-    return lr * (factor if rule == "linear" else math.sqrt(factor))
+    scaled = lr * (factor if rule == "linear" else math.sqrt(factor))
+    return as_number(scaled, f"lr for to={to}", "a finite number")
 
 
 @final
@@ -162,12 +163,12 @@ class Description:
 
 _VALID = {
     "smith": (
-        "for SGD, with momentum too, while the batch size is far below n; not for Adam\n"
+        "for SGD, with momentum too, while the batch size is far below n; for Adam by experience\n"
         "at each sample the noise scale lr/(b (1 - beta)) is that of the decay of lr"
     ),
     "seesaw": (
         "for Adam and its like, while noise dominates the gradients; not for SGD\n"
-        "at each sample lr/sqrt(b) is that of the decay of lr"
+        "at each sample lr/sqrt(b) is that of the decay of lr; AdamW's weight decay falls"
     ),
 }
 
@@ -206,11 +207,13 @@ class Saving:
         return _VALID[self.rule]
 
     def __str__(self) -> str:
+        beyond = f"\nnot where the batch size is above n = {self.n:,}: set maximum, or give n"
         return (
             f"{self.rule}: {self.steps_before:,} steps become {self.steps_after:,} "
             f"({self.ratio:.3g} of them), {self.samples:,} samples as before\n"
             f"batch size {self.batch_size_before:,} to {self.batch_size_after:,} "
             f"({self.batch_size_after / self.n:.2g} n)\n{self.validity}"
+            f"{beyond * (self.batch_size_after > self.n)}"
         )
 
 
@@ -322,7 +325,8 @@ class Plan:
     def batch_sizes(self, epoch: int, n: int, drop_last: bool = False) -> list[int]:
         """The true sizes of all batches of one pass over ``n`` samples, in order.
 
-        The last may be shorter than scheduled, or is left out with ``drop_last``.
+        The last may be shorter than scheduled, or is left out with ``drop_last``; but not the last
+        of a Plan in samples, which ends there.
 
         >>> Plan(epochs=2, batch_size=4).batch_sizes(0, 10)
         [4, 4, 2]
@@ -358,8 +362,11 @@ class Plan:
     def total_steps(self, n: int, drop_last: bool = False) -> int:
         """K = Σ ⌈n/b_m⌉, all batches over ``n`` samples (⌊n/b_m⌋ with ``drop_last``).
 
-        Exact, and known beforehand: of any length where the batch size stays for stages or never
-        turns around, and else up to 10^7 ticks.
+        Exact, and known beforehand: up to 10^7 ticks of any schedule, and of any length where its
+        changes are found by looking at 10^7 ticks, as of one that stays for stages.
+
+        Raises:
+            ValueError: it would take more.
         """
         return _count(self, as_count(n, "n"), drop_last).steps
 
@@ -403,14 +410,18 @@ class Plan:
         From the maximum of lr on (a warm-up stays as it is), b_t = b0 max α/α_t, and lr is
 
         - "smith": max α, for SGD, with momentum too, while b is far below n. Smith, Kindermans,
-          Ying and Le, "Don't decay the learning rate, increase the batch size" (ICLR 2018).
+          Ying and Le, "Don't decay the learning rate, increase the batch size" (ICLR 2018), who
+          report that it also does for Adam, which their argument does not cover.
         - "seesaw": √(α_t max α), for Adam and its like. Meterez et al., "Seesaw: accelerating
-          training by balancing learning rate and batch size scheduling" (2025).
+          training by balancing learning rate and batch size scheduling" (2025). AdamW's decay of
+          weights, α λ a step, becomes less a sample, by √(α_t/max α).
 
         Where b is at ``maximum``, what remains of the decay stays in lr: α_t b/b0 and α_t √(b/b0).
         As many samples are taken, and steps fall to the mean of α_t/max α; `saved` counts them. At
         each tick α_t/b0, or α_t/√b0, is kept, but for the rounding of b: lr/b is below it by less
-        than one part in b. A batch has the lr of the tick that it starts at.
+        than one part in b. A batch has the lr of the tick that it starts at; so has the last one of
+        an epoch, which is shorter: over an epoch the sum of lr is ⌈n/b⌉ b/n times the decay's,
+        which is near 1 where b is far below n, and 1 where it divides n.
 
         Args:
             lr_schedule: α, the decay as it was planned, over the length given below.
@@ -424,8 +435,9 @@ class Plan:
             maximum: an integer >= b0, where growth ends; needed where lr falls to 0.
             beta: β, in the ticks of ``lr_schedule``.
             gamma: γ, likewise.
-            n: samples in the data set, so that ``steps`` that are not exact are refused: those that
-                go through the data more than once where n is no multiple of b0.
+            n: samples in the data set. No batch grows beyond: ``maximum`` is then n if not given,
+                and at most n. And ``steps`` that are not exact are refused: those that go through
+                the data more than once where n is no multiple of b0.
 
         Returns:
             A Plan in epochs or samples, with a `TradedBatchSize` and a `TradedLR`.
@@ -441,7 +453,7 @@ class Plan:
         >>> print(plan.saved(50_000))
         smith: 35,190 steps become 17,658 (0.502 of them), 4,500,000 samples as before
         batch size 128 to 4,096 (0.082 n)
-        for SGD, with momentum too, while the batch size is far below n; not for Adam
+        for SGD, with momentum too, while the batch size is far below n; for Adam by experience
         at each sample the noise scale lr/(b (1 - beta)) is that of the decay of lr
         """
         before = cls(
@@ -453,10 +465,22 @@ class Plan:
             beta=beta,
             gamma=gamma,
         )
-        assert before.lr is not None
+        if before.lr is None:
+            raise ValueError("lr_schedule must be a Schedule or a number, got None")
         by = int(batch_size) if before.unit == "steps" else 1
+        if before.steps is not None and before.steps * by > 2**53:
+            raise ValueError(
+                f"steps must take at most 2**53 samples, got {before.steps} of batch_size {by}"
+            )
         if n is not None:
-            _refuse_short_batches(before, as_count(n, "n"), by)
+            n = as_count(n, "n")
+            _refuse_short_batches(before, n, by)
+            maximum = n if maximum is None else as_count(maximum, "maximum")
+            if not int(batch_size) <= maximum <= n:
+                raise ValueError(
+                    f"maximum must be at least batch_size {batch_size} and at most n={n}, got "
+                    f"{maximum}: the data have no larger batch"
+                )
 
         def slow(schedule: Schedule) -> Schedule:
             varies = by > 1 and not isinstance(schedule, Constant)
@@ -695,7 +719,7 @@ class Plan:
         def look(at: int) -> int:
             nonlocal looks
             looks += 1
-            if looks > _MOST_LOOKS:
+            if looks > _MOST_LOOKS < self.length:
                 raise ValueError(
                     f"batch_size must be found by at most {_MOST_LOOKS:,} looks to be laid out, "
                     f"got {schedule!r} over {self.length:,} {self.unit}: let it change by stages"

@@ -1,11 +1,13 @@
 """Applies a Plan to the param groups of any optimizer. Holds one integer and no formula."""
 
 import math
+import sys
+import warnings
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -33,7 +35,9 @@ class ParamScheduler(LRScheduler):
         fields: where a hyperparameter goes when the optimizer calls it otherwise, such as
             ``{"beta": "momentum"}``, or ``{"beta": ("betas", 0)}`` for the first of Adam's pair.
             Mind that torch's SGD(momentum=β) is not QHM with that beta: its steps are 1/(1 - β)
-            times longer.
+            times longer. And that Adam and AdamW correct their bias by 1 - β^step with the β of the
+            moment: where it rises early, steps are too long until step is some 1/(1 - β) (9.5 times
+            after a rise from 0.5 to 0.99 at step 10). NAdam keeps the product instead.
         sampler: a `ScheduledBatchSampler` of the same Plan to move along, so that one `step` moves
             both. For a Plan in epochs.
 
@@ -76,6 +80,7 @@ class ParamScheduler(LRScheduler):
         self.fields = _fields(optimizer, plan, {} if fields is None else fields)
         self.last_epoch = 0
         self._groups = list(optimizer.param_groups)
+        self._written: dict[tuple[int, str], tuple[dict[str, Any], float]] = {}
         self._write()
         self.base_lrs = self.get_last_lr()
 
@@ -86,6 +91,11 @@ class ParamScheduler(LRScheduler):
             ValueError: beyond the end of the Plan, the Plan counts samples (`set_epoch` then), or
                 the sampler stands at another epoch, as when only one of the two was resumed.
         """
+        if sys._getframe(1).f_globals.get("__name__") == "accelerate.scheduler" and _several():
+            raise ValueError(
+                "accelerate would step a scheduler once for every process: leave it out of "
+                "accelerator.prepare"
+            )
         if epoch is None and self.plan.unit == "samples":
             raise ValueError("a plan in samples does not advance by steps: call set_epoch(samples)")
         if epoch is None and self.sampler is not None and self.sampler.epoch != self.last_epoch:
@@ -93,12 +103,15 @@ class ParamScheduler(LRScheduler):
                 f"sampler stands at epoch {self.sampler.epoch}, the scheduler at "
                 f"{self.last_epoch}: load the state of both, or set_epoch"
             )
-        self.set_epoch(self.last_epoch + 1 if epoch is None else epoch)
+        if epoch is None:
+            self.set_epoch(self.last_epoch + 1)
+        else:
+            self._go(epoch)
 
     # What torch's SequentialLR calls: it takes a scheduler back by one, then starts it.
 
     def _initial_step(self) -> None:
-        self.step()
+        self._go(self.last_epoch + 1)
 
     def _update_lr(self, epoch: int | None = None) -> None:
         self.step(epoch)
@@ -108,7 +121,14 @@ class ParamScheduler(LRScheduler):
 
         Args:
             epoch: 0 <= epoch <= the Plan's length; there, the values of the last tick are kept.
+
+        Warns:
+            UserWarning: something else has written to a planned field, such as another scheduler.
         """
+        self._warn_of_others()
+        self._go(epoch)
+
+    def _go(self, epoch: int) -> None:
         if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
             raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
         if epoch > self.plan.length:
@@ -161,9 +181,29 @@ class ParamScheduler(LRScheduler):
     def _values(self) -> dict[str, float]:
         return self.plan.at(min(max(self.last_epoch, 0), self.plan.length - 1)).hyperparameters
 
+    def _warn_of_others(self) -> None:
+        for group in self.optimizer.param_groups:
+            for name, target in self.fields.items():
+                known, wrote = self._written.get((id(group), name), (None, 0.0))
+                if known is group and (found := float(_get(group, target))) != wrote:
+                    warnings.warn(
+                        f"{name} of a param group is {found:.6g}, where the plan wrote "
+                        f"{wrote:.6g}: another scheduler writes it too; leave one of the two out",
+                        stacklevel=4,
+                    )
+
     def _write(self) -> None:
         if not self.fields:
             return
+        self._write_values()
+        # As it is held: a tensor rounds.
+        self._written = {
+            (id(group), name): (group, float(_get(group, target)))
+            for group in self.optimizer.param_groups
+            for name, target in self.fields.items()
+        }
+
+    def _write_values(self) -> None:
         values = self._values()
         filled = set()
         for group in self.optimizer.param_groups:
@@ -203,6 +243,11 @@ class ParamScheduler(LRScheduler):
         self._groups = list(groups)
 
 
+def _several() -> bool:
+    there = distributed.is_available() and distributed.is_initialized()
+    return there and distributed.get_world_size() > 1
+
+
 Target = str | tuple[str, int]
 
 
@@ -238,6 +283,8 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, Target]) -> di
     """Hyperparameter -> where in a param group it is written to, checked."""
     if not isinstance(given, Mapping):
         raise ValueError(f"fields must map lr, beta or gamma to names, got {given!r}")
+    # A pair out of TOML or JSON is a list.
+    given = {name: (*at,) if isinstance(at, list) else at for name, at in given.items()}  # pyright: ignore
     for name in given:
         if name not in HYPERPARAMETERS:
             raise ValueError(f"fields maps lr, beta or gamma, got {name!r}")
@@ -252,9 +299,10 @@ def _fields(optimizer: Optimizer, plan: Plan, given: Mapping[str, Target]) -> di
     for name, target in fields.items():
         field = target if isinstance(target, str) else target[0]
         if any(field not in group for group in groups):
+            to = ("betas", 0) if "betas" in groups[0] else "momentum"
             raise ValueError(
                 f"the plan schedules {name}, but {kind}'s param groups have no {field!r}: leave "
-                f"{name} out of the plan or map it, as in fields={{{name!r}: 'momentum'}}"
+                f"{name} out of the plan or map it, as in fields={{{name!r}: {to!r}}}"
             )
         for group in groups:
             _check_number(name, target, group)

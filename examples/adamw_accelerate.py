@@ -1,8 +1,7 @@
 """Only the batch size is planned, with accelerate: AdamW and its lr scheduler stay.
 
 pip install 'batchramp[accelerate]'; python examples/adamw_accelerate.py
-On two processes: torchrun --nproc-per-node 2 examples/adamw_accelerate.py; set
-ACCELERATE_USE_CPU=true first where there is no GPU, or accelerate takes each for the only one.
+On two processes: torchrun --nproc-per-node 2 examples/adamw_accelerate.py
 """
 
 import torch
@@ -15,7 +14,9 @@ from batchramp import schedules as s
 from batchramp.data import fashion_mini
 from batchramp.models import MLP
 
-accelerator = Accelerator()  # first: the sampler asks which process this is
+# First, for the sampler asks which process this is. Without a GPU accelerate must be told: it would
+# start the processes and then take each for the only one.
+accelerator = Accelerator(cpu=not torch.cuda.is_available())
 accelerator.print(f"processes: {accelerator.num_processes}")
 torch.manual_seed(0)
 images = fashion_mini()

@@ -388,13 +388,13 @@ def test_micro_batches_have_their_own_statistics():
 
 
 @pytest.mark.parametrize("cap", [1, 4, 13, 100])
-def test_frozen_layers_normalise_as_in_eval_mode_and_train(cap):
+def test_excluded_layers_normalise_as_in_eval_mode_and_train(cap):
     model, batch = normalised(), images()
     before = copy.deepcopy(model.state_dict())
     expected, _ = whole(
         copy.deepcopy(model).eval(), lambda model, x, y: F.cross_entropy(model(x), y), batch
     )
-    accumulate(cross_entropy(model), batch, model=model, max_micro_batch=cap, batch_norm="frozen")
+    accumulate(cross_entropy(model), batch, model=model, max_micro_batch=cap, batch_norm="exclude")
     assert agrees(gradient(model), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model[1].training
@@ -434,6 +434,26 @@ def test_ghost_batches_are_the_same_under_every_cap(cap):
     assert "forward" not in vars(model[1])
 
 
+@pytest.mark.parametrize(("batch_norm", "said"), [("micro", "micro-batches"), (4, "ghost batches")])
+def test_a_single_sample_has_no_statistics(batch_norm, said):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=f"single sample, which is what {said} of 4 leave of a ba"):
+        accumulate(
+            lambda x: model(x).sum(), (torch.ones(13, 3),),
+            model=model, max_micro_batch=4, batch_norm=batch_norm,
+        )  # fmt: skip
+
+
+def test_a_weight_of_0_is_no_count_of_0():
+    model = nn.Linear(3, 1)
+    done = accumulate(
+        lambda x: model(x).mean(), (torch.ones(8, 3),),
+        model=model, max_micro_batch=4, reduction=len, weight=0.0,
+    )  # fmt: skip
+    assert done.micro_batches == 2
+    assert not model.weight.grad.any()
+
+
 def test_memory_is_halved_in_whole_ghost_batches():
     model = network(nn.BatchNorm1d(8), Room(5))
     with pytest.warns(UserWarning, match="repeated with 3"):
@@ -462,13 +482,13 @@ def test_memory_is_halved_in_whole_ghost_batches():
         ({"weight": float("nan")}, "weight must be a finite number >= 0, got nan"),
         ({"total": 3.0}, "total goes with a reduction that counts, got 'mean'"),
         ({"total": 0, "reduction": count_tokens}, "total must be a finite number > 0, got 0"),
-        ({"batch_norm": "eval"}, "batch_norm must be 'micro', 'frozen' or"),
+        ({"batch_norm": "eval"}, "batch_norm must be 'micro', 'exclude' or"),
         ({"batch_norm": 6}, "max_micro_batch must hold a ghost batch of 6 samples, got 5"),
         ({"batch": torch.zeros(0)}, "got 0 samples"),
         ({"forward": lambda x, y: x}, r"forward must return the loss .* shape \(5, 5\)"),
         ({"forward": lambda x, y: x.sum()}, "depends on the model's parameters"),
         (
-            {"model": nn.BatchNorm1d(5, track_running_stats=False), "batch_norm": "frozen"},
+            {"model": nn.BatchNorm1d(5, track_running_stats=False), "batch_norm": "exclude"},
             "needs layers with running statistics",
         ),
     ],
@@ -648,7 +668,7 @@ def out_of_memory_before_the_model(rank):
 
     for _ in range(3):
         mine = tuple(part[share(12, rank, WORLD)] for part in data(12))
-        done = accumulate(forward, mine, model=ddp, max_micro_batch=4, batch_norm="frozen")
+        done = accumulate(forward, mine, model=ddp, max_micro_batch=4, batch_norm="exclude")
         assert (done.micro_batch, done.out_of_memory) == (2, 1)
     assert calls == ([4, 2, 2, 2] if rank else [4, 2, 2, 2, 2]) * 3
 
@@ -733,7 +753,7 @@ def what_waits_in_forward_is_refused(rank):
     model[1] = nn.SyncBatchNorm.convert_sync_batchnorm(model[1])
     with pytest.raises(ValueError, match="SyncBatchNorm in train mode"):
         accumulate(cross_entropy(ddp), images(), model=ddp, max_micro_batch=2)
-    accumulate(cross_entropy(ddp), images(), model=ddp, max_micro_batch=2, batch_norm="frozen")
+    accumulate(cross_entropy(ddp), images(), model=ddp, max_micro_batch=2, batch_norm="exclude")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

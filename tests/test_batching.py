@@ -265,14 +265,37 @@ def test_a_resumed_pass_keeps_its_place_until_the_epoch_is_set():
     assert next(iter(resumed)) == batches[3]  # a peek
     lengths = [(len(resumed), batch) for batch in resumed]
     assert lengths == [(4, batch) for batch in batches[3:]]
-    assert resumed.state_dict()["sample"] == 9
     saved = [
         resumed.state_dict(batches_done=done)["sample"]
         for done, _ in enumerate(batches[3:], resumed.first_batch + 1)
     ]
     assert saved == [12, 15, 18, 20]
+    with pytest.raises(ValueError, match="batches_done must be given once a pass has begun"):
+        resumed.state_dict()
     resumed.set_epoch(1)
     assert (resumed.first_batch, len(resumed)) == (0, 4)
+    assert resumed.state_dict()["sample"] == 0
+
+
+def test_a_resumed_loop_that_sets_each_epoch_goes_on_where_it_was():
+    sampler = ScheduledBatchSampler(GROWING, 20)
+    batches = list(sampler)
+    resumed = ScheduledBatchSampler(GROWING, 20)
+    resumed.load_state_dict(sampler.state_dict(batches_done=3))
+    found = []
+    for epoch in range(resumed.epoch, 2):
+        resumed.set_epoch(epoch)
+        found.append(list(resumed))
+    assert found[0] == batches[3:]
+    assert sorted(i for batch in found[1] for i in batch) == list(range(20))
+    resumed.set_epoch(1)  # a pass has begun: from its start
+    assert resumed.first_batch == 0
+
+
+def test_accelerates_second_deal_is_refused():
+    shard = {"__name__": "accelerate.data_loader", "sampler": ScheduledBatchSampler(GROWING, 20)}
+    with pytest.raises(ValueError, match="leave the loader out of acc"):
+        exec("next(iter(sampler))", shard)
 
 
 def test_no_host_can_copy_a_batch_size_and_sizes_are_a_copy():

@@ -691,3 +691,12 @@ def test_the_plot_draws_what_the_plan_says(tmp_path):
         assert list(values[:-1]) == [getattr(plan.at(m), name) for m in range(300)]
         assert values[-1] == values[-2]
     assert len(Plan(epochs=1, batch_size=8).plot(10).axes) == 1
+
+
+def test_ten_million_ticks_of_any_schedule_are_counted(monkeypatch):
+    monkeypatch.setattr("batchramp.plan._MOST_LOOKS", 10_000)
+    plan = Plan(steps=10_000, batch_size=s.Linear(8, 0.4))  # changes at every other tick or third
+    sizes = [plan.at(k).batch_size for k in range(10_000)]
+    assert plan.total_samples(10**9) == sum(sizes)
+    with pytest.raises(ValueError, match="batch_size must be found by at most 10,000 looks"):
+        Plan(steps=10_001, batch_size=s.Linear(8, 1)).total_steps(10**9)

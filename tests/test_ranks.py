@@ -358,3 +358,12 @@ def test_a_run_is_one_sequence_of_batches_however_it_is_interrupted(drawn, data)
 @given(dealt(), st.data())
 def test_a_run_is_one_sequence_of_batches_with_workers_too(drawn, data):
     check_interrupted(drawn, data, workers=2)
+
+
+def test_a_plan_of_more_stages_than_are_listed_is_dealt_too(monkeypatch):
+    monkeypatch.setattr("batchramp.plan._MOST_LISTED", 10)
+    plan = Plan(steps=100, batch_size=s.Linear(8, 1))
+    sampler = ScheduledBatchSampler(plan, 1000, rank=1, world_size=2)
+    assert [len(batch) for batch in sampler][:3] == [4, 4, 5]
+    with pytest.raises(ValueError, match=r"batch_size must be >= the 9 processes.*got 8 at tick 0"):
+        ScheduledBatchSampler(plan, 1000, rank=0, world_size=9)

@@ -85,8 +85,38 @@ def test_an_outside_edit_does_not_drift():
     scheduler = ParamScheduler(optimizer, LR_ONLY)
     scheduler.step()
     optimizer.param_groups[0]["lr"] *= 7
+    with pytest.warns(UserWarning, match=r"lr of a param group is 0.35.*another scheduler writes"):
+        scheduler.step()
+    assert lrs(optimizer) == [LR_ONLY.at(2).lr]
+
+
+def test_two_schedulers_of_one_field_are_told_apart():
+    optimizer = torch.optim.AdamW([parameter()], lr=0.1)
+    plan = Plan(epochs=4, batch_size=8, beta=s.Linear(0.5, 0.1))
+    scheduler = ParamScheduler(optimizer, plan, fields={"beta": ["betas", 0]})  # as out of JSON
+    other = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=4)
+    optimizer.step()
+    with pytest.warns(UserWarning, match="beta of a param group is 0.95, where the plan wrote 0.5"):
+        scheduler.step()
+    other.step()
+    with pytest.warns(UserWarning, match="beta of a param group"):
+        scheduler.step()
+
+
+def test_a_loaded_optimizer_is_nobodys_edit():
+    optimizer = torch.optim.SGD([parameter()], lr=0.1)
+    scheduler = ParamScheduler(optimizer, LR_ONLY)
+    saved = optimizer.state_dict()
+    scheduler.step()
+    optimizer.load_state_dict(saved)
     scheduler.step()
     assert lrs(optimizer) == [LR_ONLY.at(2).lr]
+
+
+def test_what_lacks_beta_is_told_where_it_may_go():
+    for make, to in ((torch.optim.Adam, r"\('betas', 0\)"), (torch.optim.SGD, "'momentum'")):
+        with pytest.raises(ValueError, match=f"as in fields={{'beta': {to}}}"):
+            ParamScheduler(make([parameter()], lr=0.1), Plan(epochs=4, batch_size=8, beta=0.5))
 
 
 def test_set_epoch_goes_back_and_takes_numpy_integers():

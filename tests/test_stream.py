@@ -320,3 +320,40 @@ def test_a_hugging_face_set_is_resumed_by_its_own_state() -> None:
         while not second.ended:
             rest += [batch["x"].tolist() for batch in second]
         assert rest == whole[done:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 99}, "epoch must be in 0..2, got 99"),
+        ({"epoch": -1}, "epoch of a state must be an integer >= 0, got -1"),
+        ({"epoch": "x"}, "epoch of a state must be an integer >= 0, got 'x'"),
+        ({"sample": 1000}, "sample must be in 0..10, got 1000"),
+        ({"sample": -4}, "sample of a state must be an integer >= 0, got -4"),
+        ({"sample": 3}, "sample must be where a batch of epoch 0 starts, got 3"),
+        ({"before": None}, "steps before of a state must be an integer >= 0, got None"),
+        (
+            {"epoch": 1, "before": {"steps": 77, "samples": 5}},
+            r"before must be the \(3, 10\) steps",
+        ),
+        ({"over": None}, "over of a state must be True or False, got None"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused_and_moves_nothing(changes, message) -> None:
+    given = stream(list(range(10)), Plan(epochs=2, batch_size=4), collate_fn=list)
+    batches = iter(given)
+    next(batches)
+    state = given.state_dict()
+    with pytest.raises(ValueError, match=message):
+        given.load_state_dict({**state, **changes})
+    assert given.state_dict() == state
+    assert list(batches) == [[4, 5, 6, 7], [8, 9]]
+
+
+def test_a_longer_plan_goes_on_with_what_is_left_of_the_epoch() -> None:
+    first = stream(list(range(10)), Plan(steps=4, batch_size=4), collate_fn=list)
+    assert [*first, *first] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1, 2, 3]]
+    longer = stream(list(range(10)), Plan(steps=8, batch_size=4), collate_fn=list)
+    longer.load_state_dict(first.state_dict(), strict=False)
+    assert list(longer) == [[4, 5, 6, 7], [8, 9]]
+    assert len(list(longer)) == 2  # steps 6 and 7 of 0..7

@@ -86,9 +86,10 @@ def walked(sizes, unit, n, samples):
     st.integers(1, 9),
 )
 def test_a_traded_plan_is_that_of_a_loop(lr, unit, length, size, rule, more, times):
-    maximum = None if more is None else size + more
     n = size * times
+    maximum = None if more is None else min(size + more, n)
     plan = Plan.trade_decay(lr, size, rule, **{unit: length}, maximum=maximum, n=n)
+    maximum = n if maximum is None else maximum  # no batch is larger than the data
     expected = traded([lr(t, length) for t in range(length)], size, rule, maximum)
     if unit == "steps":
         assert plan.samples == length * size
@@ -329,8 +330,9 @@ def test_a_saving_says_what_it_rests_on():
         "seesaw: 1,000 steps become 625 (0.625 of them), 100,000 samples as before",
         "batch size 100 to 400 (0.04 n)",
         "for Adam and its like, while noise dominates the gradients; not for SGD",
-        "at each sample lr/sqrt(b) is that of the decay of lr",
+        "at each sample lr/sqrt(b) is that of the decay of lr; AdamW's weight decay falls",
     ]
+    assert str(plan.saved(399)).endswith("above n = 399: set maximum, or give n")
     smith = Plan.trade_decay(s.StepDecay(0.1, factor=0.25, every=5), 100, epochs=10)
     assert smith.saved(10_000).ratio == 0.625
     assert smith.saved(10_000).validity.startswith("for SGD, with momentum too")
@@ -366,7 +368,10 @@ def test_a_saving_says_what_it_rests_on():
             {"epochs": None, "steps": 9, "n": 20},
             "n must be a multiple of the batch size 8 .* got 20",
         ),
-        ({"epochs": None, "steps": 2**51}, r"samples must be an integer <= 2\*\*53, got 180"),
+        ({"epochs": None, "steps": 2**51}, r"steps must take at most 2\*\*53 samples, got 225"),
+        ({"lr_schedule": None}, "lr_schedule must be a Schedule or a number, got None"),
+        ({"n": 100, "maximum": 101}, "maximum must be at least batch_size 8 and at most n=100"),
+        ({"n": 7}, "maximum must be at least batch_size 8 and at most n=7, got 7"),
         ({"n": 0}, "n must be an integer >= 1, got 0"),
     ],
 )

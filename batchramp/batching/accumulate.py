@@ -115,7 +115,7 @@ def accumulate(
     weight: float = 1.0,
     total: float | None = None,
     backward: Callable[[Tensor], Any] = Tensor.backward,
-    batch_norm: Literal["micro", "frozen"] | int = "micro",
+    batch_norm: Literal["micro", "exclude"] | int = "micro",
 ) -> Accumulated:
     """Adds the gradient of a whole batch to ``.grad``, taken in micro-batches that fit in memory.
 
@@ -149,7 +149,8 @@ def accumulate(
             "micro": each micro-batch is normalised with its own statistics, and running statistics
             move once per micro-batch. The gradient is then *not* the whole batch's, and the cap is
             part of what is trained.
-            "frozen": running statistics normalise, and stay; weight and bias train. Exact.
+            "exclude": they take no statistics of the batch: their running ones normalise, and
+            stay; weight and bias train. Exact.
             An integer g: statistics are those of ghost batches of g samples (Hoffer, Hubara and
             Soudry, NeurIPS 2017), which running statistics follow one by one. The cap is rounded
             down to a multiple of g, and changes nothing then. Exact; not for compiled models.
@@ -159,7 +160,7 @@ def accumulate(
 
     Raises:
         ValueError: an argument out of range; a loss of more than one number or without a gradient;
-            a count that is not finite and >= 0, or is 0 over the whole batch; "frozen" without
+            a count that is not finite and >= 0, or is 0 over the whole batch; "exclude" without
             running statistics; a model in FSDP, or SyncBatchNorm over several processes, whose
             forward passes wait for one another.
 
@@ -215,7 +216,7 @@ def accumulate(
                         before.restore()
                     last = _checked(forward(*runs[-1].arguments))
             except Exception as error:
-                trouble = error
+                trouble = _plainer(error, n, cap, ghost)
             ended, used = _agreed(ddp, trouble, min(cap, n))
             if ended == _WELL:
                 break
@@ -299,8 +300,9 @@ def _weighing(
         whole = count(batch)
     except Exception as error:
         trouble = error
-    divisor = whole if weight or trouble else 0.0
-    if total is None and ddp is not None:
+    divisor = whole
+    if ddp is not None:
+        divisor = whole if weight or trouble else 0.0
         divisor = float(_of_all(ddp, [divisor], distributed.ReduceOp.SUM)[0])
     if trouble is not None or math.isnan(divisor):
         raise trouble or RuntimeError("another process failed in counting this batch")
@@ -382,6 +384,17 @@ def _of_all(ddp: DistributedDataParallel, values: list[Any], op: Any) -> Tensor:
     return there
 
 
+def _plainer(error: Exception, n: int, cap: int, ghost: int) -> Exception:
+    """What torch says of a single sample under batch normalisation, with what to change."""
+    if not isinstance(error, ValueError) or "more than 1 value per channel" not in str(error):
+        return error
+    parts = f"ghost batches of {ghost}" if ghost > 1 else f"micro-batches of {cap}"
+    return ValueError(
+        f"batch_norm has no statistics of a single sample, which is what {parts} leave of a batch "
+        f"of {n}: choose another size, or batch_norm='exclude'"
+    )
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
@@ -461,7 +474,7 @@ def _normalising(model: nn.Module, batch_norm: str | int) -> Iterator[None]:
     own = [vars(layer).get("forward") for layer in layers]  # of its class, where there is none
     try:
         for layer in layers:
-            if batch_norm == "frozen":
+            if batch_norm == "exclude":
                 layer.training = False
             elif batch_norm != "micro":
                 vars(layer)["forward"] = partial(_in_ghosts, layer.forward, int(batch_norm))
@@ -499,9 +512,9 @@ def _check(max_micro_batch: Any, reduction: Any, weight: Any, total: Any, batch_
         raise ValueError(f"total goes with a reduction that counts, got {reduction!r}")
     if total is not None and (not _finite(total) or total <= 0):
         raise ValueError(f"total must be a finite number > 0, got {total!r}")
-    if isinstance(batch_norm, str) and batch_norm not in ("micro", "frozen"):
+    if isinstance(batch_norm, str) and batch_norm not in ("micro", "exclude"):
         raise ValueError(
-            f"batch_norm must be 'micro', 'frozen' or the samples of a ghost batch, got "
+            f"batch_norm must be 'micro', 'exclude' or the samples of a ghost batch, got "
             f"{batch_norm!r}"
         )
     if not isinstance(batch_norm, str):
@@ -523,14 +536,14 @@ def _check_model(
             "forward pass, and a try that fails on one would never end"
         )
     layers = [layer for layer in _batch_norms(model) if layer.training]
-    if batch_norm == "frozen":
+    if batch_norm == "exclude":
         if any(layer.running_mean is None for layer in layers):
-            raise ValueError("batch_norm='frozen' needs layers with running statistics, got none")
+            raise ValueError("batch_norm='exclude' needs layers with running statistics, got none")
         return
     if ddp is not None and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
         raise ValueError(
             "model must not hold SyncBatchNorm in train mode, whose forward passes wait for one "
-            "another: choose batch_norm='frozen', or plain batch normalisation"
+            "another: choose batch_norm='exclude', or plain batch normalisation"
         )
     if batch_norm != "micro" and any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise ValueError(f"batch_norm={batch_norm} changes layers: model must not be compiled")

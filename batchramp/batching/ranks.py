@@ -85,11 +85,11 @@ def check_batch_sizes(plan: Plan, world_size: int) -> None:
     Raises:
         ValueError: a scheduled batch size is below the world size.
     """
-    for stage in plan.stages(1) if world_size > 1 else ():
-        if stage.batch_size < world_size:
+    for tick in plan.batch_size.extremes(plan.length) if world_size > 1 else ():
+        if (size := plan.at(tick).batch_size) < world_size:
             raise ValueError(
                 f"batch_size must be >= the {world_size} processes, for each takes a share of a "
-                f"batch, got {stage.batch_size} at tick {stage.start} ({plan.unit})"
+                f"batch, got {size} at tick {tick} ({plan.unit})"
             )
 
 

@@ -40,7 +40,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         dataset_or_n: a data set with a length, or the number of samples n >= 1.
         seed: an integer >= 0; with the epoch it decides the order.
         shuffle: a new permutation each epoch; False for the data set's own order.
-        drop_last: leave out a last batch that is shorter than scheduled.
+        drop_last: leave out an epoch's last batch that is shorter than scheduled. The last batch
+            of a Plan in samples stays, whatever its size: the Plan ends there.
         replacement: draw each sample independently and uniformly, n draws an epoch: condition
             (C3) of Imaizumi and Iiduka (ACML 2025), which their theorems assume.
         rank, world_size: which process of how many this is; both None for those of
@@ -68,7 +69,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
     ([[1], [3], [4]], [1.0, 1.0, 0.0])
 
     In torchdata's StatefulDataLoader nothing needs to be called: its state holds the position, at
-    any batch and with any workers. Elsewhere save and load `state_dict` beside the loop.
+    any batch; that loader wants as many workers again as it was saved with. Elsewhere save and load
+    `state_dict` beside the loop, which any number of workers may resume.
 
     Differs from torch's BatchSampler: it has no attribute ``batch_size``, which hosts would copy
     once and then believe. Differs from torch's DistributedSampler: nothing is padded.
@@ -106,13 +108,21 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         self.drop_last = drop_last
         self.replacement = replacement
         self.epochs = plan.total_epochs(self.n, drop_last)
+        self._loaded = False
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch, 0 <= epoch <= the number of epochs."""
-        self.epoch = self._checked(epoch)
+        """Goes to the start of an epoch, 0 <= epoch <= the number of epochs.
+
+        Where a state of this epoch was loaded and no pass has begun, it stays there: a resumed loop
+        may call it before each pass as any other does.
+        """
+        epoch = self._checked(epoch)
+        if self._loaded and epoch == self.epoch:
+            return
+        self.epoch = epoch
         self.first_batch = 0  # of the epoch, that a pass starts with; not 0 only after a resume
-        self._finished = self._over = False
+        self._begun = self._finished = self._over = self._loaded = False
         self._sizes = self._sizes_of(self.epoch)
 
     def __len__(self) -> int:
@@ -120,6 +130,11 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         return len(self._sizes) - self.first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
+        if _called_by("accelerate.data_loader"):
+            raise ValueError(
+                "accelerate would deal whole batches to the processes, where each has its share of "
+                "every batch: leave the loader out of accelerator.prepare"
+            )
         return _Pass(self)
 
     def shares(self) -> Iterator[np.ndarray]:
@@ -165,6 +180,7 @@ class ScheduledBatchSampler(Sampler[list[int]]):
                 "scheduler.step() or sampler.set_epoch() between epochs",
                 stacklevel=_stack_level(),
             )
+        self._begun, self._loaded = True, False
         # Epoch and start are those of this call, whatever is set while workers still draw.
         return self._pass(self.epoch, self.first_batch, self.order(), self.sizes())
 
@@ -200,11 +216,18 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             batches_done: batches of this epoch that were *trained*. A loader with workers has
                 drawn more than that, so only the training loop knows. It counts from the start of
                 the epoch, also in a resumed pass: ``for done, batch in enumerate(loader,
-                sampler.first_batch + 1)``. None: `first_batch`, where the pass starts.
+                sampler.first_batch + 1)``. None between passes, before `set_epoch` or a scheduler's
+                step has been followed by another pass: where the next one starts.
 
         Raises:
-            ValueError: more batches than the epoch has.
+            ValueError: more batches than the epoch has, or None once a pass has begun.
         """
+        # torchdata asks this too, beside the pass, whose state it goes on from.
+        if batches_done is None and self._begun and not _called_by("torchdata."):
+            raise ValueError(
+                f"batches_done must be given once a pass has begun: how many of the "
+                f"{len(self._sizes)} batches of epoch {self.epoch} were trained, got None"
+            )
         done = self.first_batch if batches_done is None else batches_done
         return self._state(self.epoch, self._sizes, done)
 
@@ -239,7 +262,10 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             )
         for name, ours in self._identity().items():
             if state_dict[name] != ours:
-                raise ValueError(f"{name} differs: saved {state_dict[name]!r}, here {ours!r}")
+                raise ValueError(
+                    f"{name} differs: saved {state_dict[name]!r}, here {ours!r}; its position is "
+                    "one in other batches: resume with what was saved, or start anew"
+                )
         if strict and (theirs := Plan.from_dict(state_dict["plan"])) != self.plan:
             raise ValueError(
                 f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
@@ -249,8 +275,9 @@ class ScheduledBatchSampler(Sampler[list[int]]):
         starts = list(accumulate(self._sizes_of(epoch), initial=0))
         if sample not in starts:
             raise ValueError(f"sample must be where a batch of epoch {epoch} starts, got {sample}")
+        self._loaded = False
         self.set_epoch(epoch)
-        self.first_batch = starts.index(sample)
+        self.first_batch, self._loaded = starts.index(sample), True
 
     def _checked(self, epoch: Any) -> int:
         whole = isinstance(epoch, Integral) and not isinstance(epoch, bool)
@@ -294,6 +321,11 @@ class _Pass(Iterator[list[int]]):
         self._start()
         # At the end of an epoch this pass has nothing left, and what is begun after it is the next.
         self._sampler._over = self._done == len(self._sizes)
+
+
+def _called_by(module: str) -> bool:
+    """Whether the caller of this function's caller is of that module."""
+    return sys._getframe(2).f_globals.get("__name__", "").startswith(module)
 
 
 def _stack_level() -> int:

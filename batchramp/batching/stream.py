@@ -120,7 +120,8 @@ class ScheduledStream(IterableDataset):
         self.first_batch = 0
         self._before = before
         self._ends = array("q", [0])  # samples of this epoch before each batch, and after the last
-        self._over = False  # whether this epoch's last batch is out
+        self._over = False  # whether this epoch's last batch is out,
+        self._exhausted = False  # and that because the data have no more, not the Plan
         self._dataset_state: Any = None  # the data set's own, where a pass starts
 
     @property
@@ -201,20 +202,24 @@ class ScheduledStream(IterableDataset):
             batch = batch[:size]
             ends.append(ends[-1] + len(batch))
             if self._ends is ends and (at_end or self._complete()):
-                self._over = True
+                self._over, self._exhausted = True, at_end or self._exhausts()
             yield self.collate_fn(batch[ranks.share(len(batch), self.rank, self.world_size)])
             if ends[-1] == self.n and not at_end and next(samples, _END) is not _END:
                 raise ValueError(f"dataset gave more samples in epoch {epoch} than n={self.n}")
         if len(ends) == 1:
             raise ValueError(f"dataset gave no batch in epoch {epoch}")
-        if self._ends is ends:
-            self._over = True
+        if self._ends is ends and not self._over:
+            self._over, self._exhausted = True, at_end
 
     def _complete(self) -> bool:
         """Whether no batch of this epoch can follow, as far as is known without reading on."""
+        return not self._next_sizes(*self._next_position())[0] or self._exhausts()
+
+    def _exhausts(self) -> bool:
+        """Whether the data are known to have no further batch."""
         scheduled, _ = self._next_sizes(*self._next_position())
-        least = scheduled if self.drop_last else 1
-        return not scheduled or (self.n is not None and self.n - self._ends[-1] < least)
+        least = max(scheduled, 1) if self.drop_last else 1
+        return self.n is not None and self.n - self._ends[-1] < least
 
     def _check_length(self, read: int) -> None:
         if self.n is not None and read != self.n:
@@ -246,8 +251,7 @@ class ScheduledStream(IterableDataset):
         elif epoch > (epochs := self.plan.total_epochs(self.n, self.drop_last)):
             raise ValueError(f"epoch must be in 0..{epochs}, got {epoch}")
         else:
-            sizes = [self.plan.batch_sizes(i, self.n, self.drop_last) for i in range(epoch)]
-            self._go(int(epoch), (sum(map(len, sizes)), sum(map(sum, sizes))))
+            self._go(int(epoch), self._before_epoch(int(epoch)))
 
     def weight(self, k: int) -> float:
         """What the mean loss over this process's share of batch k is to be multiplied with.
@@ -292,6 +296,7 @@ class ScheduledStream(IterableDataset):
             "sample": self._ends[done],
             "before": {"steps": self._before[0], "samples": self._before[1]},
             "over": self._over and done == out,
+            "exhausted": self._exhausted and done == out,
             "plan": self.plan.to_dict(),
             **self._identity(),
         }
@@ -306,13 +311,14 @@ class ScheduledStream(IterableDataset):
 
         Args:
             state_dict: from `state_dict`, of any number of processes.
-            strict: refuse the position of another plan.
+            strict: refuse the position of another plan. False goes on from the end of a Plan by a
+                longer one, with what is left of the epoch.
 
         Raises:
             ValueError: another n or plan, or a position where no batch of this plan starts. The
                 stream stays where it was.
         """
-        needed = {"epoch", "sample", "before", "over", "plan", *self._identity()}
+        needed = {"epoch", "sample", "before", "over", "exhausted", "plan", *self._identity()}
         if not isinstance(state_dict, Mapping) or not needed <= state_dict.keys():
             found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
             raise ValueError(
@@ -321,14 +327,19 @@ class ScheduledStream(IterableDataset):
             )
         for name, ours in self._identity().items():
             if state_dict[name] != ours:
-                raise ValueError(f"{name} differs: saved {state_dict[name]!r}, here {ours!r}")
-        if strict and (theirs := Plan.from_dict(state_dict["plan"])) != self.plan:
+                raise ValueError(
+                    f"{name} differs: saved {state_dict[name]!r}, here {ours!r}; its position is "
+                    "one in other batches: resume with what was saved, or start anew"
+                )
+        theirs = Plan.from_dict(state_dict["plan"])
+        if strict and theirs != self.plan:
             raise ValueError(
                 f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
                 "strict=False resumes all the same"
             )
-        epoch, sample, over = (state_dict[name] for name in ("epoch", "sample", "over"))
-        steps, taken = state_dict["before"]["steps"], state_dict["before"]["samples"]
+        same = theirs == self.plan
+        epoch, sample, steps, taken = self._position(state_dict, same)
+        over = state_dict["over" if same else "exhausted"]
         ends = array("q", [0])
         while ends[-1] < sample:
             _, size = self._next_sizes(epoch, steps + len(ends) - 1, taken + ends[-1])
@@ -340,8 +351,45 @@ class ScheduledStream(IterableDataset):
             ends.append(min(end, sample))  # the last of a pass may be shorter
         self._go(epoch, (steps, taken))
         self._ends, self._over, self.first_batch = ends, over, len(ends) - 1
+        self._exhausted = state_dict["exhausted"]
         if _resumable(self.dataset):
             self._dataset_state = state_dict.get("dataset")
+
+    def _position(self, state: Mapping[str, Any], same: bool) -> tuple[int, int, int, int]:
+        """Epoch, samples of it, steps and samples before it, as a state has them, checked."""
+        before: Mapping[str, Any] = state["before"] if isinstance(state["before"], Mapping) else {}
+        names = ("epoch", "sample", "steps before", "samples before")
+        found: tuple[Any, ...] = (
+            state["epoch"],
+            state["sample"],
+            before.get("steps"),
+            before.get("samples"),
+        )
+        for name, value in zip(names, found, strict=True):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} of a state must be an integer >= 0, got {value!r}")
+        for name in ("over", "exhausted"):
+            if not isinstance(state[name], bool):
+                raise ValueError(f"{name} of a state must be True or False, got {state[name]!r}")
+        epoch, sample, steps, taken = (int(value) for value in found)
+        if self.n is not None and sample > self.n:
+            raise ValueError(f"sample must be in 0..{self.n}, got {sample}")
+        if self.n is not None and same:
+            epochs = self.plan.total_epochs(self.n, self.drop_last)
+            if epoch > epochs or (epoch == epochs and sample):
+                raise ValueError(f"epoch must be in 0..{epochs}, got {epoch}")
+            if (steps, taken) != self._before_epoch(epoch):
+                raise ValueError(
+                    f"before must be the {self._before_epoch(epoch)} steps and samples of the plan "
+                    f"before epoch {epoch}, got {(steps, taken)}"
+                )
+        return epoch, sample, steps, taken
+
+    def _before_epoch(self, epoch: int) -> tuple[int, int]:
+        """Steps and samples before an epoch over data with a length."""
+        assert self.n is not None
+        sizes = [self.plan.batch_sizes(i, self.n, self.drop_last) for i in range(epoch)]
+        return sum(map(len, sizes)), sum(map(sum, sizes))
 
     def _check_out(self, k: int) -> None:
         done = len(self._ends) - 1

@@ -198,6 +198,12 @@ _ACCUMULATES = (
 
 
 def _check_options(trainer: Any) -> None:
+    deals = getattr(trainer._accelerator_connector, "use_distributed_sampler", False)
+    if deals and trainer.world_size > 1:
+        raise ValueError(
+            f"use_distributed_sampler must be False on {trainer.world_size} processes, got True: "
+            "the plan's sampler has dealt the batches already"
+        )
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(_ACCUMULATES.format(trainer.accumulate_grad_batches))
     for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):

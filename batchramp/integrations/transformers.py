@@ -131,11 +131,13 @@ class PlanTrainer(_Base):
         return self._batches
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
-        """As of Trainer, with the Plan's own number of epochs."""
+        """As of Trainer, with the Plan's own number of epochs and of samples."""
         values = list(super().set_initial_training_values(args, dataloader))
         batches = self._here
+        values[3] = None  # samples trained, for the speed that is reported
         if batches.n is not None:
             values[0] = self.plan.total_epochs(batches.n, batches.drop_last)
+            values[3] = self.plan.total_samples(batches.n, batches.drop_last)
         return tuple(values)
 
     def _init_training_state(
@@ -225,6 +227,15 @@ class PlanTrainer(_Base):
             labels = labels[..., 1:]
         own = labels.ne(-100).sum().to(self.args.device) * (weight > 0)
         return batches.world_size * int(own) / int(self.accelerator.gather(own).sum())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PlanCallback":
+        raise ImportError(
+            "a callback of Trainer gets loader and steps when they are made, and cannot change "
+            "its batches: use PlanTrainer(model, args, plan=plan, ...)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _Written:
