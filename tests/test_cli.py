@@ -351,7 +351,15 @@ def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_pa
     assert run("run", file, "--out", "out").status == 0
     folder = tmp_path / "out" / "mine" / "seed-0"
     store.finish(folder, "running")
-    (folder / "checkpoint.pt").write_bytes(b"")
+    newest, before = (folder / name for name in store.CHECKPOINTS)
+    newest.write_bytes(b"")
+    status, out, err = run("run", file, "--out", "out")
+    assert (status, err.count("\n")) == (0, 1)  # it goes on from the one before, and says so
+    assert err.startswith("batchramp: mine / seed 0: checkpoint")
+    assert "goes on from checkpoint.previous.pt" in err
+    store.finish(folder, "running")
+    newest.write_bytes(b"")
+    before.unlink()
     status, out, err = run("run", file, "--out", "out")
     assert status == 1
     assert "mine / seed 0: failed\n" in out

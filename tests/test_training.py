@@ -654,6 +654,7 @@ class Bomb:
 def test_a_damaged_or_malicious_checkpoint_is_refused(damage: Any, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fit(small(), EPOCHS, seed=0, out=tmp_path / "run", on_epoch=stop_after(1))
+    (tmp_path / "run" / "checkpoint.previous.pt").unlink()
     path = tmp_path / "run" / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     if isinstance(damage, bytes):
