@@ -423,7 +423,7 @@ def load_checkpoint(record: Record) -> tuple[dict[str, Any], str] | None:
                 f"{error}, and the run has {record.status}: its rows stand, its model is lost"
             ) from None
         if not before.exists():
-            raise
+            raise ValueError(str(error)) from None
         said = str(error)
     try:
         state = _load(before)

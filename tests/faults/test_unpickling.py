@@ -27,11 +27,12 @@ PACKAGE = Path(batchramp.__file__).parent
 UNSAFE_MODULES = {
     "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml",
 }  # fmt: skip
-# Calls that run or unpickle what they are given.
+# Calls that run or unpickle what they are given: a module's own, and Python's.
 UNSAFE_CALLS = {
-    "eval", "exec", "read_pickle", "Unpickler", "broadcast_object_list", "all_gather_object",
-    "gather_object", "scatter_object_list", "send_object_list", "recv_object_list", "recv",
+    "read_pickle", "Unpickler", "broadcast_object_list", "all_gather_object", "gather_object",
+    "scatter_object_list", "send_object_list", "recv_object_list", "recv",
 }  # fmt: skip
+BUILT_IN = {"eval", "exec", "compile", "__import__"}
 
 # (file, what) -> why it is no way in: nothing of it reads a file.
 EXCEPTIONS = {
@@ -61,7 +62,11 @@ def unsafe(source: str) -> list[str]:
         called = ast.unparse(node.func)
         owner, _, name = called.rpartition(".")
         given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if name in UNSAFE_CALLS or (owner in UNSAFE_MODULES and name in ("load", "loads")):
+        if (
+            name in UNSAFE_CALLS
+            or called in BUILT_IN
+            or (owner in UNSAFE_MODULES and name in ("load", "loads"))
+        ):
             found.append(called if owner in UNSAFE_MODULES else name)
         elif called == "torch.load" and given.get("weights_only") != "True":
             found.append("torch.load")
