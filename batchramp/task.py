@@ -246,7 +246,7 @@ def _crc32(*tensors: Tensor) -> int:
         found = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), found)
         for part in tensor.detach().split(_AT_ONCE):
             own = part.cpu().contiguous().flatten().view(torch.uint8)
-            found = zlib.crc32(own.numpy(), found)
+            found = zlib.crc32(own.numpy().data, found)
     return found
 
 

@@ -5,6 +5,7 @@ either serves it or raises what its caller prints as one line. A second of proce
 gibibyte are the most that any input may take.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -194,11 +195,10 @@ NAMES = [
 ]  # fmt: skip
 
 
-def fields_of(kind: str) -> list[str]:
-    import dataclasses
-
-    found = dataclasses.fields(getattr(schedules, kind))
-    return [field.name for field in found if field.init]
+def fields_of(kind: str) -> dict[str, bool]:
+    """The arguments of a schedule, and whether each must be given."""
+    found = [field for field in dataclasses.fields(getattr(schedules, kind)) if field.init]
+    return {field.name: field.default is dataclasses.MISSING for field in found}
 
 
 def plain_schedule(generator: random.Random, depth: int = 0) -> Any:
@@ -276,8 +276,8 @@ def test_constructors_of_schedules(count: int) -> None:
         for _ in range(count):
             kind = generator.choice(KINDS)
             given: dict[str, Any] = {}
-            for name in fields_of(kind):
-                if generator.random() < 0.9:
+            for name, needed in fields_of(kind).items():
+                if needed or generator.random() < 0.8:
                     given[name] = value_for(name, generator, 3)
                     if isinstance(given[name], dict):
                         given[name] = generator.choice(ODD)
