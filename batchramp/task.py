@@ -245,7 +245,7 @@ def _crc32(*tensors: Tensor) -> int:
     for tensor in tensors:
         found = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), found)
         for part in tensor.detach().split(_AT_ONCE):
-            own = part.cpu().contiguous().flatten().view(torch.uint8)
+            own = part.cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
             found = zlib.crc32(own.numpy().data, found)
     return found
 

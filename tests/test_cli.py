@@ -370,6 +370,19 @@ def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_pa
     assert json.loads(out)["runs"][0] == {"run": "mine/seed-0", "status": "failed"}
 
 
+def test_out_of_memory_is_one_line(
+    run: Cli, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("batchramp.experiments.from_file", full)
+    before = snapshot(tmp_path)
+    said = "batchramp: out of memory; what is on disk is whole\n"
+    assert run("run", file) == Result(2, "", said)
+    assert snapshot(tmp_path) == before
+
+
 def replaced(old: str, new: str) -> str:
     assert old in GOOD
     return GOOD.replace(old, new)

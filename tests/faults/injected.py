@@ -312,7 +312,7 @@ def many(quick: int, slow: int, soak: int) -> Any:
         "count",
         [
             quick,
-            pytest.param(slow, marks=pytest.mark.slow),
+            pytest.param(slow, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
             pytest.param(soak, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
         ],
     )
