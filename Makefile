@@ -5,13 +5,13 @@ PYTHON ?= python3
 OUT ?= runs/figure1
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: run test slow check bench clean
+.PHONY: run test slow soak check bench clean
 
 # OpenMP's threads spin while they wait, which makes busy processes on one machine wait for each
 # other; the tests' tensors are small, and one thread is enough for them. Benchmarks choose for
 # themselves.
-test slow: export OMP_NUM_THREADS := 1
-test slow: export OMP_WAIT_POLICY := passive
+test slow soak: export OMP_NUM_THREADS := 1
+test slow soak: export OMP_WAIT_POLICY := passive
 
 run: $(VENV)/ready
 	$(BIN)/batchramp reproduce figure1 --scale quick --part main --seeds 3 --jobs $(JOBS) --out $(OUT)
@@ -25,6 +25,12 @@ slow: $(VENV)/ready
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(HOSTS)
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray tensorboard
 	$(BIN)/pytest -m slow
+
+# 3,000 faults, 1,000,000 fuzzed inputs, and the suite on the oldest and the newest torch: an hour.
+soak: $(VENV)/ready
+	$(BIN)/pytest -m soak tests/faults
+	.ci/other_torch.sh 2.4.1
+	.ci/other_torch.sh newest
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -430,6 +430,8 @@ def main() -> None:
         _die(where + (error.strerror or str(error)))
     except ValueError as error:
         _die(str(error))
+    except MemoryError:
+        _die("out of memory; what is on disk is whole")
     except KeyboardInterrupt:
         status = _INTERRUPTED
     if status == _INTERRUPTED:  # so typer answers an interrupt

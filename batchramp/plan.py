@@ -32,6 +32,7 @@ from batchramp.schedules import (
     as_count,
     as_number,
     as_schedule,
+    most_turns,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _DOMAINS = {
 }
 # A schedule with more turns is checked at this many and at a sample of the others.
 _MOST_CHECKS = 1_000_000
+# Of the kinds that files have.
+_MOST_OWN_CHECKS = 10_000
 # Ticks that are looked at, at most, to find where a batch size changes.
 _MOST_LOOKS = 10_000_000
 # Stages, and epochs in which the size changes, that are listed; of more, there are totals.
@@ -701,7 +704,7 @@ class Plan:
         except ValueError as error:  # a warm-up as long as the Plan
             raise ValueError(f"{name}: {error}") from None
         self._value(name, schedule, first)
-        for tick in islice(ticks, _MOST_CHECKS):
+        for tick in islice(ticks, most_turns(schedule, _MOST_OWN_CHECKS, _MOST_CHECKS)):
             self._value(name, schedule, tick)
         if next(ticks, None) is not None:
             for tick in range(self.length - 1, 0, -max(1, self.length // 10_000)):

@@ -7,15 +7,24 @@ A run is a folder:
     measured before the first step (``initial``) and how it stands (``status``).
 ``epochs.jsonl``
     one row an epoch, one line a row.
-``checkpoint.pt``
-    what it takes to go on from the last complete epoch; loaded with ``weights_only=True``.
+``checkpoint.pt``, ``checkpoint.previous.pt``
+    what it takes to go on from the last complete epoch, and from the one before, should the first
+    be damaged; loaded with ``weights_only=True``.
 ``lock``
     held by the process that trains here.
 
 Files are written to a temporary name, synced and renamed, so that a reader or a restart sees the
 old file or the new one. Rows are appended and synced; a line torn by a crash is dropped when read.
+
+Each file carries a CRC-32 of what it holds, so that what a disk or a copy has changed is seen. It
+is no signature: who may write in the folder can make one. What was written before there were any,
+or has had its own taken out by hand, is read without.
+
+A run's folder never takes more than three checkpoints (the two, and the one being written) and
+about a kilobyte an epoch.
 """
 
+import errno
 import functools
 import io
 import json
@@ -23,8 +32,10 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -32,6 +43,9 @@ from typing import Any, final
 from batchramp.plan import Plan
 
 FORMAT = 1
+# A checkpoint's own: 1, before it had a checksum, is read as well.
+CHECKPOINT_FORMAT = 2
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 STATUSES = ("running", "finished", "diverged", "collapsed", "failed")
 # There is nothing more to train.
 ENDED = ("finished", "diverged", "collapsed")
@@ -92,6 +106,10 @@ class Record:
         problem: the constants of the task's problem by name, where they are known.
         options: the task's options that were on, such as autocast; none in folders written before
             they were kept.
+        data: checksums of the data (`batchramp.Task.fingerprint`); None in folders written before
+            they were kept.
+        epochs: how many rows a run that has ended has; None while it has not, and in folders
+            written before it was kept.
     """
 
     folder: Path
@@ -112,6 +130,18 @@ class Record:
     n: int | None = None
     problem: Mapping[str, float | None] | None = None
     options: Mapping[str, bool] = field(default_factory=dict)
+    data: Mapping[str, int | None] | None = None
+    epochs: int | None = None
+
+
+@final
+class DamageWarning(UserWarning):
+    """A file was found damaged, and the run goes on without it."""
+
+
+@final
+class _Damaged(ValueError):
+    """A checkpoint that is missing or not as it was written."""
 
 
 def identity(
@@ -162,6 +192,7 @@ def create(
     *,
     n: int | None = None,
     problem: Mapping[str, float | None] | None = None,
+    data: Mapping[str, int | None] | None = None,
 ) -> None:
     """Starts a run's folder: ``run.json`` with the status "running".
 
@@ -169,35 +200,40 @@ def create(
         folder: made if it is missing.
         identity: what was run; see `Record`. The plan as `Plan.to_dict` gives it.
         initial: what was measured before the first step.
-        n, problem: see `Record`.
+        n, problem, data: see `Record`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "epochs.jsonl").unlink(missing_ok=True)  # of a start that saved no checkpoint
-    _write_json(
-        folder / "run.json",
+    _write_run(
+        folder,
         {
             "format": FORMAT,
             **identity,
             "environment": environment(),
             "n": n,
             "problem": None if problem is None else dict(problem),
+            "data": None if data is None else dict(data),
             "initial": finite(initial),
             "status": "running",
             "error": None,
+            "epochs": None,
         },
     )
 
 
-def finish(folder: Path, status: str, error: str | None = None) -> None:
-    """Marks how the run stands; ``status`` is one of `STATUSES`."""
+def finish(
+    folder: Path, status: str, error: str | None = None, *, epochs: int | None = None
+) -> None:
+    """Marks how the run stands; ``status`` is one of `STATUSES`, ``epochs`` see `Record`."""
     run = _read_run(folder)
-    _write_json(folder / "run.json", {**run, "status": status, "error": error})
+    _check_run(folder / "run.json", run)
+    _write_run(folder, {**run, "status": status, "error": error, "epochs": epochs})
 
 
 def append_row(folder: Path, row: Mapping[str, Any]) -> None:
     """Adds one epoch's row, on disk when this returns. Numbers that are not finite become null."""
     with open(folder / "epochs.jsonl", "ab") as file:
-        file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
+        file.write(_line(finite(row)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -217,7 +253,7 @@ def cut_rows(folder: Path, epochs: int) -> list[dict[str, Any]]:
             f"{path} has {len(rows)} rows, but the checkpoint stands after "
             f"{epochs} epochs: the folder was damaged; train into a new one"
         )
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows[:epochs]).encode()
+    text = b"".join(map(_line, rows[:epochs]))
     if path.exists() and path.read_bytes() != text:
         write(path, text)
     return rows[:epochs]
@@ -291,27 +327,39 @@ def read(folder: Path) -> Record:
             raise ValueError(f"{path} is damaged: {key} is {run[key]!r}")
     if not _are_numbers(run["initial"]):
         raise ValueError(f"{path} is damaged: initial is {run['initial']!r}")
-    n, problem = run.get("n"), run.get("problem")
-    if n is not None and (type(n) is not int or n < 1):
-        raise ValueError(f"{path} is damaged: n is {n!r}")
+    n, problem, epochs = (run.get(key) for key in ("n", "problem", "epochs"))
+    for key, value in {"n": n, "epochs": epochs}.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{path} is damaged: {key} is {value!r}")
     options = run.get("options", {})
     if not isinstance(options, dict) or not all(type(on) is bool for on in options.values()):
         raise ValueError(f"{path} is damaged: options is {options!r}")
-    if problem is not None and not (isinstance(problem, dict) and _are_numbers(problem)):
-        raise ValueError(f"{path} is damaged: problem is {problem!r}")
+    data = run.get("data")
+    for key, value in {"problem": problem, "data": data}.items():
+        if value is not None and not (isinstance(value, dict) and _are_numbers(value)):
+            raise ValueError(f"{path} is damaged: {key} is {value!r}")
     try:
         plan = Plan.from_dict(run["plan"])
     except ValueError as error:
         hint = "; --import names a module of yours that defines it" if ".kind" in str(error) else ""
         raise ValueError(f"{path}: plan: {error}{hint}") from None
+    _check_run(path, run)  # last: what is wrong says more than that something is
     given = {key: run[key] for key in _KINDS}
+    rows = _read_rows(folder, whole=run["status"] in ENDED)
+    if epochs not in (None, len(rows)):
+        raise ValueError(
+            f"{folder / 'epochs.jsonl'} is damaged: it has {len(rows)} rows, and the run has "
+            f"{run['status']} after {epochs} epochs"
+        )
     return Record(
         **{**given, "plan": plan},
         folder=folder,
-        rows=_read_rows(folder),
+        rows=rows,
         n=n,
         problem=problem,
         options=options,
+        data=data,
+        epochs=epochs,
     )
 
 
@@ -333,37 +381,101 @@ def read_all(folder: Path) -> list[Record]:
 # ------------------------------------------------------------------------------------ checkpoints
 
 
+# What follows torch's own bytes in the file, and then eight hexadecimal digits.
+_SEAL = b"\nbatchramp checkpoint crc32 "
+_SEALED = len(_SEAL) + 8
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replaces the run's checkpoint; ``state`` holds tensors, numbers, strings, lists, dicts."""
-    import torch
+    """Puts ``state`` in the place of the run's checkpoint, and that in the place of the one before.
 
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    write(folder / "checkpoint.pt", buffer.getvalue())
-
-
-def load_checkpoint(record: Record) -> dict[str, Any] | None:
-    """The run's checkpoint, or None if no epoch was completed. Nothing is unpickled.
-
-    Raises:
-        ValueError: it is damaged or of another format, or the run has ended and it is missing.
+    ``state`` holds tensors, numbers, strings, lists, dicts.
     """
     import torch
 
-    path = record.folder / "checkpoint.pt"
-    if not path.exists():
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
+    seal = _SEAL + b"%08x" % zlib.crc32(buffer.getbuffer())
+    buffer.write(seal)
+    newest, before = (folder / name for name in CHECKPOINTS)
+    write(newest, buffer.getbuffer(), before=before)
+
+
+def load_checkpoint(record: Record) -> tuple[dict[str, Any], str] | None:
+    """The run's checkpoint and its file's name, or None if no epoch was completed.
+
+    If the newest is damaged and the run has not ended, the one before, with a `DamageWarning`. A
+    run that has ended is not trained again for want of its last checkpoint. Nothing is unpickled.
+
+    Raises:
+        ValueError: there is none that can be read, or it is of a format not known here.
+    """
+    newest, before = (record.folder / name for name in CHECKPOINTS)
+    if not newest.exists() and not before.exists():
         if record.status in ENDED:
-            raise ValueError(f"checkpoint {path} is missing, and the run has {record.status}")
+            raise ValueError(f"checkpoint {newest} is missing, and the run has {record.status}")
         return None
-    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(content, weights_only=True, map_location="cpu")
+        return _load(newest), newest.name
+    except _Damaged as error:
+        if record.status in ENDED:
+            raise ValueError(
+                f"{error}, and the run has {record.status}: its rows stand, its model is lost"
+            ) from None
+        if not before.exists():
+            raise ValueError(str(error)) from None
+        said = str(error)
+    try:
+        state = _load(before)
+    except _Damaged as error:
+        raise ValueError(f"{said}, and {error}") from None
+    warnings.warn(f"{said}: the run goes on from {before.name}", DamageWarning, stacklevel=2)
+    return state, before.name
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise _Damaged(f"checkpoint {path} is missing") from None
+    except OSError as error:
+        if error.errno != errno.EIO:  # else it is there, and the disk does not give it
+            raise
+        raise _Damaged(f"checkpoint {path} is damaged: {error.strerror}") from None
+    seal = content[-_SEALED:]
+    sealed = seal.startswith(_SEAL)
+    if sealed:
+        content = memoryview(content)[:-_SEALED]
+        if seal[len(_SEAL) :] != b"%08x" % zlib.crc32(content):
+            raise _Damaged(f"checkpoint {path} is damaged: its checksum is another")
+    try:
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except MemoryError:
+        raise
     except Exception as error:  # bytes that anybody may have written can fail in any way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"checkpoint {path} is damaged: {reason}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {path} is not of format {FORMAT}: it was not written by this")
+        if sealed:
+            raise ValueError(
+                f"checkpoint {path} is as it was written, but cannot be loaded: {reason}"
+            ) from None
+        raise _Damaged(f"checkpoint {path} is damaged: {reason}") from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if not sealed and not _is(found, FORMAT):
+        missing = _is(found, CHECKPOINT_FORMAT)
+        why = "its checksum is missing" if missing else "it was not written by this"
+        raise _Damaged(f"checkpoint {path} is damaged: {why}")
+    if sealed and not _is(found, CHECKPOINT_FORMAT):
+        raise ValueError(
+            f"checkpoint {path} is of format {found!r}, of another version: known are {FORMAT} and "
+            f"{CHECKPOINT_FORMAT}"
+        )
     return state
+
+
+def _is(found: Any, number: int) -> bool:
+    return type(found) is int and found == number
 
 
 def checkpoint(
@@ -419,6 +531,7 @@ def resume(
     device: str,
     *,
     allowed: bool = True,
+    data: Mapping[str, int | None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Mapping[str, float | None]] | None:
     """Puts everything where the run in ``folder`` stands after its last complete epoch.
 
@@ -427,36 +540,55 @@ def resume(
         was completed.
 
     Raises:
-        ValueError: as `existing`, with ``allowed`` for its ``resume``, or the files are damaged.
+        ValueError: as `existing`, with ``allowed`` for its ``resume``, or the files are damaged, or
+            ``data`` are others.
     """
-    found = begun(folder, identity, allowed=allowed)
+    found = begun(folder, identity, allowed=allowed, data=data)
     if found is None:
         return None
-    saved, initial = found
+    saved, initial, file = found
     progress = restore(saved, sampler, model, optimizer, device)
-    return progress, settle(folder, progress), initial
+    return progress, settle(folder, progress, file), initial
 
 
 def begun(
-    folder: Path, identity: Mapping[str, Any], *, allowed: bool = True
-) -> tuple[dict[str, Any], Mapping[str, float | None]] | None:
-    """The checkpoint of the run in ``folder``, and what was measured before the first step.
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    allowed: bool = True,
+    data: Mapping[str, int | None] | None = None,
+) -> tuple[dict[str, Any], Mapping[str, float | None], str] | None:
+    """The run's checkpoint, what was measured before the first step, and the checkpoint's file.
 
     None if no epoch was completed. First half of `resume`; nothing on disk changes.
     """
     record = existing(folder, identity, allowed)
-    saved = None if record is None else load_checkpoint(record)
-    return None if record is None or saved is None else (saved, record.initial)
+    if record is None:
+        return None
+    for part, here in (data or {}).items():
+        there = None if record.data is None else record.data.get(part)
+        if None not in (here, there) and here != there:
+            raise ValueError(
+                f"{part} data differ from those of the run in {folder}: checksum there {there}, "
+                f"here {here}; name another folder"
+            )
+    found = load_checkpoint(record)
+    return None if found is None else (found[0], record.initial, found[1])
 
 
-def settle(folder: Path, progress: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Brings the other files where the checkpoint stands, and returns the rows.
+def settle(
+    folder: Path, progress: Mapping[str, Any], file: str = CHECKPOINTS[0]
+) -> list[dict[str, Any]]:
+    """Brings the other files where the checkpoint ``file`` stands, and returns the rows.
 
     Second half of `resume`, when the checkpoint has been found to fit.
     """
     rows = cut_rows(folder, progress["epoch"])
+    if file != CHECKPOINTS[0]:  # else the next one would put the damaged one in its place
+        os.replace(folder / file, folder / CHECKPOINTS[0])
     if _read_run(folder)["status"] != progress["status"]:
-        finish(folder, progress["status"])
+        ended = progress["status"] in ENDED
+        finish(folder, progress["status"], epochs=progress["epoch"] if ended else None)
     return rows
 
 
@@ -467,7 +599,7 @@ def save_epoch(
     append_row(folder, row)
     save_checkpoint(folder, checkpoint)
     if status != "running":
-        finish(folder, status)
+        finish(folder, status, epochs=row["epoch"] + 1)
 
 
 def _defaults(optimizer: Any) -> dict[str, Any]:
@@ -527,14 +659,20 @@ def environment() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- files
 
 
-def write(path: Path, content: bytes) -> None:
-    """Puts ``content`` at ``path``, all of it or nothing, on disk when this returns."""
+def write(path: Path, content: bytes | memoryview, *, before: Path | None = None) -> None:
+    """Puts ``content`` at ``path``, all of it or nothing, on disk when this returns.
+
+    What was there goes to ``before``, if that is given; between the two, nothing is at ``path``.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            with suppress(FileNotFoundError):
+                os.replace(path, before)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -550,8 +688,38 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith((".run.json.", ".epochs.jsonl.", ".checkpoint.pt."))
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def _crc32(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, allow_nan=False).encode())
+
+
+def _is_whole(content: Mapping[str, Any], known: Iterable[str]) -> bool:
+    """Whether what carries a checksum has its own; what carries none has no key but those known."""
+    if "crc32" not in content:
+        return set(content) <= set(known)
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    return content["crc32"] == _crc32(rest)
+
+
+def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    run = {key: value for key, value in run.items() if key != "crc32"}
+    sealed = {**run, "crc32": _crc32(run)}
+    write(folder / "run.json", (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _check_run(path: Path, run: Mapping[str, Any]) -> None:
+    try:
+        whole = _is_whole(run, ("format", *_KINDS, "n", "problem", "options", "data", "epochs"))
+    except (ValueError, RecursionError):  # a number that is none
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged or was changed by hand: it is not what its crc32 was taken of; "
+            "without that line it is read as it is"
+        )
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps({**row, "crc32": _crc32(row)}, allow_nan=False).encode() + b"\n"
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
@@ -570,22 +738,27 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _read_rows(folder: Path) -> list[dict[str, Any]]:
+def _read_rows(folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The rows; without what a crash has torn at their end, unless they must be whole."""
     path = folder / "epochs.jsonl"
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")
+    if whole and lines[-1]:
+        raise ValueError(f"{path} is damaged at line {len(lines)}")
     for number, line in enumerate(lines[:-1]):  # what follows the last newline is torn
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # not UTF-8, not JSON
             row = {}
         if not _is_row(row, epoch=number):
-            if number == len(lines) - 2:  # the last whole line: a crash can leave it half written
+            if (
+                number == len(lines) - 2 and not whole
+            ):  # the last whole line: a crash can leave it half written
                 break
             raise ValueError(f"{path} is damaged at line {number + 1}")
-        rows.append(row)
+        rows.append({key: value for key, value in row.items() if key != "crc32"})
     return rows
 
 
@@ -595,6 +768,7 @@ def _is_row(row: Any, epoch: int) -> bool:
         and set(COLUMNS) <= set(row)
         and row["epoch"] == epoch
         and _are_numbers(row)
+        and _is_whole(row, COLUMNS + CONSTANTS)
     )
 
 

@@ -84,9 +84,11 @@ def fit(
         on_epoch: called with each new row.
         out: a folder for the run's file, rows and checkpoint; see `batchramp.store`.
             The run in it is this one if plan, seed, optimizer, the task's options and the names of
-            task and model are: give a Task another name when its data or its loss change.
+            task and model are, and data that are tensors are the same: give a Task another name
+            when its Dataset or its loss change.
         resume: go on from the checkpoint in ``out``, bit for bit as if never interrupted (same
-            machine, threads and versions); False refuses a folder that holds a run.
+            machine, threads and versions); from the one before, with a warning, if the last is
+            damaged; False refuses a folder that holds a run.
         constants: also measure, after every epoch, the largest loss, gradient norm and secant
             smoothness of a single training sample (`batchramp.store.CONSTANTS`; appendix A.8 of the
             paper), which takes about as long as an epoch.
@@ -129,11 +131,13 @@ def fit(
             opt = scheduler.optimizer
 
         at, rows, initial = Progress(), [], None
-        if folder is not None and (begun := processes.once(_open, stack, folder, what, resume)):
-            saved, initial = begun
+        if folder is not None and (
+            begun := processes.once(_open, stack, folder, what, resume, task)
+        ):
+            saved, initial, file = begun
             with processes.together():
                 at = Progress(**store.restore(saved, sampler, model, opt, task.device))
-            rows = processes.once(store.settle, folder, asdict(at))
+            rows = processes.once(store.settle, folder, asdict(at), file)
         if initial is None:
             initial = processes.once(_start, task, model, constants, folder, what)
 
@@ -197,10 +201,10 @@ def _train_epoch(
 # What the first process does for all.
 
 
-def _open(stack: ExitStack, folder: Path, what: Mapping[str, Any], resume: bool) -> Any:
+def _open(stack: ExitStack, folder: Path, what: Mapping[str, Any], resume: bool, task: Task) -> Any:
     store.existing(folder, what, resume)  # refused before the lock leaves its file
     stack.enter_context(store.lock(folder))
-    return store.begun(folder, what, allowed=resume)
+    return store.begun(folder, what, allowed=resume, data=task.fingerprint())
 
 
 def _start(
@@ -209,7 +213,7 @@ def _start(
     initial = store.finite(task.measure(model, constants=constants))
     if folder is not None:
         problem = None if task.problem is None else asdict(task.problem)
-        store.create(folder, what, initial, n=task.n, problem=problem)
+        store.create(folder, what, initial, n=task.n, problem=problem, data=task.fingerprint())
     return initial
 
 

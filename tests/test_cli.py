@@ -351,7 +351,15 @@ def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_pa
     assert run("run", file, "--out", "out").status == 0
     folder = tmp_path / "out" / "mine" / "seed-0"
     store.finish(folder, "running")
-    (folder / "checkpoint.pt").write_bytes(b"")
+    newest, before = (folder / name for name in store.CHECKPOINTS)
+    newest.write_bytes(b"")
+    status, out, err = run("run", file, "--out", "out")
+    assert (status, err.count("\n")) == (0, 1)  # it goes on from the one before, and says so
+    assert err.startswith("batchramp: mine / seed 0: checkpoint")
+    assert "goes on from checkpoint.previous.pt" in err
+    store.finish(folder, "running")
+    newest.write_bytes(b"")
+    before.unlink()
     status, out, err = run("run", file, "--out", "out")
     assert status == 1
     assert "mine / seed 0: failed\n" in out
@@ -360,6 +368,19 @@ def test_a_failed_run_is_one_line_and_exit_status_1(run: Cli, file: Path, tmp_pa
     status, out, _ = run("run", file, "--out", "out", "--json")
     assert status == 1
     assert json.loads(out)["runs"][0] == {"run": "mine/seed-0", "status": "failed"}
+
+
+def test_out_of_memory_is_one_line(
+    run: Cli, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("batchramp.experiments.from_file", full)
+    before = snapshot(tmp_path)
+    said = "batchramp: out of memory; what is on disk is whole\n"
+    assert run("run", file) == Result(2, "", said)
+    assert snapshot(tmp_path) == before
 
 
 def replaced(old: str, new: str) -> str:

@@ -60,7 +60,8 @@ def test_runs_on_two_machines_leave_the_files_of_runs_here(cluster: Any, tmp_pat
     bad = Run("bad", PLAN, "quadratic", 0)
     run_all([bad], tmp_path / "there")
     store.finish(tmp_path / "there" / bad.folder, "running")
-    (tmp_path / "there" / bad.folder / "checkpoint.pt").write_bytes(b"garbage")
+    for name in store.CHECKPOINTS:
+        (tmp_path / "there" / bad.folder / name).write_bytes(b"garbage")
     outcome = run_all(
         [*RUNS, bad], tmp_path / "there", ray=cluster.address,
         on_row=lambda run, row: seen.append((run.seed, row["epoch"])),

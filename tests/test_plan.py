@@ -338,6 +338,31 @@ def test_what_changes_too_often_is_refused_and_not_walked(monkeypatch):
     assert time.perf_counter() - began < 10
 
 
+def test_what_a_file_can_say_is_not_looked_at_for_minutes(monkeypatch):
+    """Turns at every tick, of the kinds that files have; somebody else's are looked at for long."""
+    looks = []
+    real = Plan._value
+    monkeypatch.setattr(Plan, "_value", lambda *given: looks.append(given[1]) or real(*given))
+    falling = s.StepDecay(0.1, factor=0.999999, every=1)
+    wavy = s.Product(falling, s.Linear(1, 1e-9, every=3))
+    pieces = s.Piecewise({i: 0.1 + i / 10**6 for i in range(15_000)})
+    Plan(steps=10**9, batch_size=8, lr=wavy, gamma=pieces)
+    assert looks.count("lr") < 25_000
+    assert looks.count("gamma") == 15_001  # every piece, and the last tick
+    with pytest.raises(ValueError, match="lr must turn at most 50,000 times"):
+        Plan(steps=10**9, batch_size=s.TradedBatchSize(wavy, 8, maximum=64))
+    with pytest.raises(ValueError, match="at tick 77777"):
+        Plan(steps=10**5, batch_size=8, lr=DipAt(77_777))
+
+
+@dataclass(frozen=True)
+class DipAt(s.Schedule):
+    where: int
+
+    def __call__(self, tick, horizon, /):
+        return -1.0 if tick == self.where else 0.1
+
+
 def test_more_stages_than_can_be_listed_have_totals_and_a_description(monkeypatch):
     plan = Plan(steps=500, batch_size=ToAndFro(8, 16))
     described = plan.describe(100)

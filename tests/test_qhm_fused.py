@@ -214,14 +214,23 @@ def test_d_keeps_its_digits_where_the_kernel_would_lose_them(beta, dtype, rtol):
 # What cannot go through the kernel
 
 
+def wrong_in_its_vectorised_part(params, *args, kernel=torch._fused_sgd_, **kwargs):
+    """As the kernel is in half precision: right on few numbers and in float64."""
+    kernel(params, *args, **kwargs)
+    for p in params:
+        if p.dtype is torch.float32 and p.numel() >= 16:
+            p.view(-1)[:16] += 1
+
+
 @pytest.mark.parametrize(
     "break_it",
     [
         lambda patch: patch.delattr(torch, "_fused_sgd_"),
         lambda patch: patch.setattr(torch, "_fused_sgd_", lambda a, b: None),
         lambda patch: patch.setattr(torch, "_fused_sgd_", lambda *args, **kwargs: None),
+        lambda patch: patch.setattr(torch, "_fused_sgd_", wrong_in_its_vectorised_part),
     ],
-    ids=["no kernel", "another signature", "other numbers"],
+    ids=["no kernel", "another signature", "other numbers", "other numbers in float32"],
 )
 def test_without_a_kernel_that_works_fused_falls_back(break_it, monkeypatch):
     expected = some_params()

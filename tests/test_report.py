@@ -444,3 +444,35 @@ def test_a_drawing_is_the_same_each_time_and_what_it_says_of_a_file_is_text():
 def test_small_numbers_at_an_axis_are_whole(norm, labels):
     text = svg(plot(studies([run("small", "cosine", norm=norm)])[0].cells))
     assert set(labels) <= set(re.findall(r"<text[^>]*>([^<]*)</text>", text))
+
+
+def test_a_hostile_folder_of_runs_makes_a_page_that_runs_nothing_of_it(tmp_path):
+    """Names, labels and errors as a stranger's archive may have them, through the files on disk."""
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)><!--'
+    folder = tmp_path / "runs" / "javascript:alert(1)" / "' onclick='alert(1)"
+    identity = {
+        "label": evil, "panel": f"{evil}p", "experiment": evil, "note": f"{{{{ 7 * 7 }}}}{evil}",
+        "task": evil, "model": "</style><script>alert(2)</script>", "optimizer": evil,
+        "plan": Plan(epochs=2, batch_size=8, lr=0.1).to_dict(), "seed": 0, "options": {},
+    }  # fmt: skip
+    for number, status in enumerate(("finished", "failed", "running")):
+        at = folder / str(number)
+        store.create(at, {**identity, "seed": number}, {"train_loss": 2.0})
+        for row in run(rows=2, epochs=2).rows:
+            store.append_row(at, row)
+        store.finish(at, status, evil if status == "failed" else None)
+    text = report.write(tmp_path / "runs").read_text(encoding="utf-8")
+    seen = Page(text)
+    assert "img" not in seen.tags
+    assert seen.tags.count("script") == 1
+    assert all(not link.lower().startswith("javascript:") for link in seen.links)
+    assert all(":" not in link for link in seen.links)
+    assert not re.findall(r"https?:|<link|<img|@import|url\(|fetch|import\(", text)
+    names = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: names.extend(name for name, _ in attrs)
+    parser.feed(text)
+    assert "class" in names
+    assert not [name for name in names if name.startswith("on")]
+    assert evil in seen.text
+    assert "{{ 7 * 7 }}" in seen.text

@@ -79,7 +79,8 @@ def test_a_failing_run_is_recorded_and_the_rest_go_on(tmp_path: Path) -> None:
     run_all(given[1:2], tmp_path, jobs=1)
     whole = rows(tmp_path / "b" / "seed-0")
     store.finish(tmp_path / "b" / "seed-0", "running")
-    (tmp_path / "b" / "seed-0" / "checkpoint.pt").write_bytes(b"garbage")
+    for name in store.CHECKPOINTS:
+        (tmp_path / "b" / "seed-0" / name).write_bytes(b"garbage")
     ends: dict[str, str] = {}
     outcome = run_all(
         given, tmp_path, jobs=2, on_end=lambda run, status: ends.update({run.label: status})
@@ -92,7 +93,8 @@ def test_a_failing_run_is_recorded_and_the_rest_go_on(tmp_path: Path) -> None:
     record = store.read(tmp_path / "b" / "seed-0")
     assert (record.status, record.error) == ("failed", error)
 
-    (tmp_path / "b" / "seed-0" / "checkpoint.pt").unlink()
+    for name in store.CHECKPOINTS:
+        (tmp_path / "b" / "seed-0" / name).unlink()
     assert run_all(given, tmp_path).statuses == ("finished",) * 3
     assert store.read(tmp_path / "b" / "seed-0").error is None
     assert rows(tmp_path / "b" / "seed-0") == whole
@@ -275,7 +277,8 @@ def test_one_bad_member_takes_none_with_it(tmp_path: Path) -> None:
     bad = tmp_path / given[1].folder
     for run in given:
         store.finish(tmp_path / run.folder, "running")
-    (bad / "checkpoint.pt").write_bytes(b"garbage")
+    for name in store.CHECKPOINTS:
+        (bad / name).write_bytes(b"garbage")
     warned: list[str] = []
     outcome = run_all(given, tmp_path, vectorise=True, on_warning=warned.append)
     assert outcome.statuses == ("finished", "failed", "finished")

@@ -52,7 +52,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 
 def test_run_json_holds_what_a_record_has(folder: Path) -> None:
-    held = set(json.loads((folder / "run.json").read_text())) - {"format"}
+    held = set(json.loads((folder / "run.json").read_text())) - {"format", "crc32"}
     assert held | {"folder", "rows"} == {field.name for field in fields(store.Record)}
 
 
@@ -243,9 +243,41 @@ def test_a_folder_from_before_n_and_problem_were_kept_is_read(tmp_path: Path) ->
     assert (store.read(tmp_path).n, store.read(tmp_path).problem) == (7, {"smoothness": 2.0})
     path = tmp_path / "run.json"
     run = json.loads(path.read_text())
+    del run["crc32"]
     path.write_text(json.dumps({k: v for k, v in run.items() if k not in ("n", "problem")}))
     assert (store.read(tmp_path).n, store.read(tmp_path).problem) == (None, None)
     for key, value in (("n", 0), ("n", True), ("problem", []), ("problem", {"smoothness": "2"})):
         path.write_text(json.dumps({**run, key: value}))
         with pytest.raises(ValueError, match=f"damaged: {key} is"):
             store.read(tmp_path)
+
+
+def test_what_was_changed_in_silence_is_seen(folder: Path) -> None:
+    for name, old, new in (
+        ("epochs.jsonl", b'"steps": 0.5', b'"steps": 0.6'),
+        ("epochs.jsonl", b'"crc32"', b'"crc33"'),
+        ("run.json", b'"seed": 0', b'"seed": 1'),
+        ("run.json", b'"label": "increasing"', b'"label": "decreasing"'),
+        ("run.json", b'"crc32"', b'"crc33"'),
+    ):
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(old, new, 1))
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            store.read(folder)
+        path.write_bytes(content)
+    assert len(store.read(folder).rows) == 3
+
+
+def test_files_from_before_they_had_checksums_are_read(folder: Path) -> None:
+    whole = store.read(folder)
+    path = folder / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in run.items() if k not in ("crc32", "data")}))
+    path = folder / "epochs.jsonl"
+    rows = [json.dumps(row) + "\n" for row in whole.rows]
+    path.write_text("".join(rows))
+    assert store.read(folder) == whole
+    store.cut_rows(folder, 3)  # a run that goes on gives its rows their checksums
+    assert path.read_bytes().count(b"crc32") == 3
+    assert store.read(folder) == whole

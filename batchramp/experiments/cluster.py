@@ -11,7 +11,7 @@ from queue import Empty
 from typing import Any, final
 
 from batchramp.experiments.run import Run
-from batchramp.experiments.runner import train
+from batchramp.experiments.runner import BETWEEN, train
 
 __all__ = ["Cluster"]
 
@@ -126,7 +126,7 @@ def _train(group: Group, out: Path, queue: Any, number: int, data: str | None) -
 
     def send(message: tuple[str, Any]) -> None:
         nonlocal last
-        if message[0] == "row":
+        if message[0] in BETWEEN:
             queue.put((number, message))
         last = message
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -49,6 +49,9 @@ _PRELOADED = [
 ]
 
 Group = tuple[Run, ...]
+
+# Words of `train` that are not its last.
+BETWEEN = ("row", "damage")
 
 
 @final
@@ -214,6 +217,8 @@ def run_all(
                 sinks.row(group[index], row)
                 if on_row is not None:
                     on_row(group[index], row)
+            elif kind == "damage":
+                on_warning(f"{title(group)}: {value}")
             elif kind == "taken":
                 waiting.append(group)
             elif kind == "ended":
@@ -353,7 +358,7 @@ class _Processes:
             assert isinstance(ready, Connection)
             group, process = self._active[ready]
             kind, value = _receive(ready, process)
-            if kind != "row":
+            if kind not in BETWEEN:
                 del self._active[ready]
                 ready.close()
                 process.join()
@@ -430,11 +435,36 @@ def train(
     Args:
         group: one run, or several that `vectorised.together` put together.
         out: each run's folder is ``out / run.folder``.
-        send: called with ("row", (index of the run, its row)) and at last with ("ended", statuses),
+        send: called with ("row", (index of the run, its row)), with ("damage", what was found
+            damaged where a run goes on without it), and at last with ("ended", statuses),
             ("taken", None) if another process trains in the folder, or ("failed", error). In a
             group, statuses may be "failed" or "taken".
         data: the folder of data sets; None where the process itself knows it.
     """
+    with _damage_said(send):
+        _train(group, out, send, data)
+
+
+@contextlib.contextmanager
+def _damage_said(send: Callable[[tuple[str, Any]], Any]) -> Iterator[None]:
+    """What is found damaged goes to who asked for the run, who alone knows where to say it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", store.DamageWarning)
+        show = warnings.showwarning
+
+        def said(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, store.DamageWarning):
+                send(("damage", str(message)))
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = said
+        yield
+
+
+def _train(
+    group: Group, out: Path, send: Callable[[tuple[str, Any]], Any], data: str | None
+) -> None:
     try:
         import torch
 

@@ -118,7 +118,7 @@ def train_together(
         for member in members:  # refused before a lock leaves its file
             if member.out is not None:
                 store.existing(member.out, _identity(task, member), resume=True)
-        runs = []
+        runs, data = [], task.fingerprint()
         for place, member in enumerate(members):
             try:
                 if member.out is not None:
@@ -126,7 +126,7 @@ def train_together(
             except BlockingIOError:
                 statuses[place] = "taken"
                 continue
-            runs.append(_Run(task, member, place))
+            runs.append(_Run(task, member, place, data))
         writers = stack.enter_context(ThreadPoolExecutor(_WRITERS))
         stacked = None
         if new := [run for run in runs if run.initial is None]:
@@ -267,8 +267,11 @@ def _identity(task: Task, member: Member) -> dict[str, Any]:
 class _Run:
     """One member as `fit` has it: model, optimizer, sampler, progress, rows and files."""
 
-    def __init__(self, task: Task, member: Member, place: int) -> None:
+    def __init__(
+        self, task: Task, member: Member, place: int, data: Mapping[str, int | None]
+    ) -> None:
         self.task, self.plan, self.seed, self.place = task, member.plan, member.seed, place
+        self.data = data
         self.folder = None if member.out is None else Path(member.out)
         self.what = _identity(task, member)
         torch.manual_seed(member.seed)
@@ -279,7 +282,7 @@ class _Run:
         self.initial: Mapping[str, float | None] | None = None
         if self.folder is not None:
             parts = (self.sampler, self.model, self.scheduler.optimizer, task.device)
-            if resumed := store.resume(self.folder, self.what, *parts):
+            if resumed := store.resume(self.folder, self.what, *parts, data=data):
                 progress, self.rows, self.initial = resumed
                 self.at = Progress(**progress)
         # Nothing draws from it any more: it is kept for the checkpoint alone.
@@ -291,7 +294,8 @@ class _Run:
         self.initial = store.finite(measured)
         if self.folder is not None:
             problem = None if self.task.problem is None else asdict(self.task.problem)
-            store.create(self.folder, self.what, self.initial, n=self.task.n, problem=problem)
+            given = {"n": self.task.n, "problem": problem, "data": self.data}
+            store.create(self.folder, self.what, self.initial, **given)
 
     def end_epoch(self, measured: Mapping[str, Any]) -> None:
         """Adds the epoch's row, and says how the run stands."""

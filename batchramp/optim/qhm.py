@@ -743,26 +743,34 @@ def _kernel_serves(p: Tensor, g: Tensor) -> bool:
 
 @functools.cache
 def _kernel_works() -> bool:
-    """Try the kernel, which is private to torch, on one number."""
-    x, g, buf = (
-        torch.tensor([value], dtype=torch.float64, device="cpu") for value in (1.0, 2.0, 4.0)
-    )
-    try:
-        torch._fused_sgd_(
-            [x],
-            [g],
-            [buf],
-            weight_decay=0.5,
-            momentum=0.5,
-            lr=0.25,
-            dampening=0.5,
-            nesterov=True,
-            maximize=False,
-            is_first_step=False,
+    """Try the kernel, which is private to torch, in both of the types that it serves here.
+
+    On more numbers than fill a vector register, so that the vectorised part is tried as well as
+    what is left over; all of them are exact in either type.
+    """
+    for dtype in (torch.float32, torch.float64):
+        x, g, buf = (
+            torch.full((37,), value, dtype=dtype, device="cpu") for value in (1.0, 2.0, 4.0)
         )
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    return (x.item(), g.item(), buf.item()) == (1 - 0.25 * (2.5 + 0.5 * 3.25), 2.0, 3.25)
+        try:
+            torch._fused_sgd_(
+                [x],
+                [g],
+                [buf],
+                weight_decay=0.5,
+                momentum=0.5,
+                lr=0.25,
+                dampening=0.5,
+                nesterov=True,
+                maximize=False,
+                is_first_step=False,
+            )
+        except (AttributeError, TypeError, RuntimeError):
+            return False
+        for found, value in ((x, 1 - 0.25 * (2.5 + 0.5 * 3.25)), (g, 2.0), (buf, 3.25)):
+            if not bool((found == value).all()):
+                return False
+    return True
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Runs the quick suite on another torch than the pinned one: a version, or "newest", from the index
+# of CPU builds (TORCH_INDEX), for the registry's own builds may bring gigabytes of CUDA packages.
+# Where it cannot be had it says why, and ends with status 0.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+asked="$1"
+index="${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
+venv=".soak/torch-$asked"
+pip() { "$venv/bin/pip" --disable-pip-version-check --quiet "$@"; }
+
+"${PYTHON:-python3}" -m venv "$venv"
+wanted="torch==$asked"
+if [ "$asked" = newest ]; then wanted=torch; fi
+# All else as ever, but torch and what it brings.
+grep -vE '^(torch|sympy|networkx|fsspec|filelock|typing_extensions)==' constraints.txt > "$venv/constraints.txt"
+if ! said=$(pip install --index-url "$index" --retries 1 --timeout 20 "$wanted" 2>&1); then
+  echo "skipped: torch $asked cannot be had from $index: $(echo "$said" | grep -m 1 ERROR)"
+  exit 0
+fi
+pip install -c "$venv/constraints.txt" -e '.[dev]'
+"$venv/bin/python" -c 'import torch; print("torch", torch.__version__)'
+"$venv/bin/python" -m pytest -q
