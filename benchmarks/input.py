@@ -1,15 +1,18 @@
 """Batches of images that lie in memory: TensorLoader against torch's DataLoader and others."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from queue import Queue
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from batchramp import Plan, ScheduledBatchSampler, TensorLoader
+from batchramp import QHM, Plan, ScheduledBatchSampler, TensorLoader
 from batchramp import schedules as s
-from batchramp.models import MLP
+from batchramp.batching import Augmentation
+from batchramp.models import MLP, SmallCNN
 from benchmarks.timing import Aim, Case, Size, Turn, repeated
 
 TITLE = "Input"
@@ -150,6 +153,7 @@ def cases(size: Size) -> Iterator[Case]:
         rounds=rounds,
     )
     yield from _shuffling(size)
+    yield from _ahead(size)
 
 
 def _static(size: Size) -> Iterator[Case]:
@@ -212,4 +216,55 @@ def _shuffling(size: Size) -> Iterator[Case]:
             sides=sides,
             rounds=rounds,
             aims=[Aim("shuffling and cutting", "training", most=0.01)],
+        )
+
+
+def ahead(batches: Iterable[Any], count: int = 2) -> Iterator[Any]:
+    """The same batches, made by a thread that is so many ahead."""
+    made: Queue[Any] = Queue(count)
+
+    def make() -> None:
+        for batch in batches:
+            made.put(batch)
+        made.put(None)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    while (batch := made.get()) is not None:
+        yield batch
+    thread.join()
+
+
+def _ahead(size: Size) -> Iterator[Case]:
+    """Whether a thread that makes batches ahead pays, where they take longest: augmented ones."""
+    rounds, n, b = {"tiny": (1, 64, 32), "quick": (3, 2560, 256), "full": (9, 7680, 256)}[size]
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    data = inputs, torch.randint(0, 10, (n,), generator=generator)
+    plan = Plan(epochs=10**6, batch_size=b)
+    models = {"MLP": MLP(inputs=3072), "SmallCNN": SmallCNN(channels=3)}
+    for name, model in models.items():
+        optimizer = QHM(model.parameters(), lr=0.01)
+        augmented = lambda sampler: TensorLoader(data, sampler, augment=Augmentation())  # noqa: E731
+        loader = _Epochs(augmented, plan, n)
+
+        def train(
+            batches: Iterable[Any], model: nn.Module = model, optimizer: Any = optimizer
+        ) -> None:
+            for x, y in batches:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x.float().div_(255)), y).backward()
+                optimizer.step()
+
+        yield Case(
+            name=f"training the {name} on augmented images of 3 x 32 x 32, batch size {b}",
+            per="image",
+            base=OURS,
+            sides={
+                OURS: repeated(lambda t=train, own=loader: t(own), 0.0, count=n),
+                "a thread that is two batches ahead": repeated(
+                    lambda t=train, own=loader: t(ahead(own)), 0.0, count=n
+                ),
+            },
+            rounds=rounds,
         )
