@@ -13,8 +13,8 @@ from benchmarks.timing import Aim, Case, Size, Turn, repeated
 TITLE = "Optimizer step"
 NOTE = """All parameters have a gradient that stays. lr, and beta and gamma where there are any,
 change before every step, and the change is timed with it. SGD has Nesterov's momentum, which does
-the same reads and writes as QHM; its foreach adds the momentum to the gradients themselves. The released QHM is Algorithm 1 written as the paper's code does,
-each operation a new tensor."""
+the same reads and writes as QHM; its foreach adds the momentum to the gradients themselves. The
+released QHM is Algorithm 1 written as the paper's code does, each operation a new tensor."""
 
 Shape = tuple[int, ...]
 BASE = "torch SGD fused"
