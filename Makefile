@@ -38,13 +38,13 @@ check: $(VENV)/ready
 	$(BIN)/pyright
 	$(BIN)/pytest tests/test_architecture.py batchramp
 
+# Of other people's packages, for their comparisons alone; what cannot be had is named in the results.
+PEERS := qhoptim pytorch-optimizer bs-scheduler torchdata
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/optimizer_step.py
-	$(BIN)/python benchmarks/training_run.py
-	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/theory.py
-	$(BIN)/python benchmarks/augmentation.py
-	$(BIN)/python benchmarks/vectorised.py
+	for peer in $(PEERS); do \
+		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $$peer || true; \
+	done
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ANYWAY),--anyway)
 
 # torch comes first and pinned: without the pin, pip takes gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from batchramp.batching import ScheduledBatchSampler, TensorLoader
-from batchramp.measure import evaluate, full_gradient_norm, gradient_bound
+from batchramp.measure import evaluate, evaluate_with_gradient, gradient_bound
 from batchramp.theory import Problem
 
 __all__ = ["Task"]
@@ -219,15 +219,17 @@ class Task:
             Losses, accuracies and the full-gradient norm, by the columns of `batchramp.store`; None
             where the task has no such set. Numbers need not be finite.
         """
-        measured: dict[str, float | None] = {}
-        for part in ("train", "validation", "test"):
+        train, full = evaluate_with_gradient(model, self.loss_fn, self.in_order("train") or ())
+        measured: dict[str, float | None] = {
+            "train_loss": train.loss,
+            "train_accuracy": train.accuracy,
+            "at_chance": train.at_chance,
+        }
+        for part in ("validation", "test"):
             data = self.in_order(part)
             result = None if data is None else evaluate(model, self.loss_fn, data)
             measured[f"{part}_loss"] = None if result is None else result.loss
             measured[f"{part}_accuracy"] = None if result is None else result.accuracy
-            if result is not None and part == "train":
-                measured["at_chance"] = result.at_chance
-        full = full_gradient_norm(model, self.loss_fn, self.in_order("train") or ())
         measured["full_gradient_norm"] = full.norm
         if constants:
             train = self.in_order("train") or ()

@@ -175,6 +175,7 @@ def _train_epoch(
     """One pass over the data. Returns what was planned at its end."""
     plan, optimizer = scheduler.plan, scheduler.optimizer
     sizes = sampler.sizes()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     network.train()
     started = time.perf_counter()
     for k, (inputs, targets) in enumerate(loader):
@@ -184,7 +185,8 @@ def _train_epoch(
         loss = task.loss(network, inputs, targets)
         if not processes.alone:
             loss = loss * sampler.weight(k)
-        optimizer.zero_grad()
+        for p in parameters:  # optimizer.zero_grad(), in a tenth of its time
+            p.grad = None
         loss.backward()
         optimizer.step()
         at.steps += 1

@@ -1,24 +1,11 @@
-"""What several processes cost, and what a change of batch size costs a loader with workers.
+"""What several processes cost, and what a change of batch size costs a loader with workers."""
 
-First: this package's pieces on two gloo processes (shares, weights, QHM under a scheduler, DDP)
-against a hand-written DDP loop of the same steps (slices of one permutation, torch's SGD with
-Nesterov's momentum, fused). Both train MLP 784-128-128-10 on 5000 random images at a global batch
-of 32 and take turns in the same processes; the figure is the median of the ratios.
-
-Second: with two workers that make 0.2 ms a sample, and a step that takes longer, how long the loop
-waits for the first batch of a new size, against the median of the others of that size. Sizes are
-decided in the sampler, ahead of the workers: nothing is rebuilt and nothing is drawn twice.
-
-    python benchmarks/distributed.py [--quick] [--json FILE]
-"""
-
-import argparse
-import json
 import os
-import platform
 import socket
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -33,8 +20,18 @@ from batchramp import QHM, ParamScheduler, Plan, ScheduledBatchSampler, TensorLo
 from batchramp import schedules as s
 from batchramp.models import MLP
 from batchramp.processes import join
+from benchmarks.timing import Case, Size, Turn
+
+TITLE = "Several processes, and changes of batch size"
+NOTE = """First this package's pieces on two gloo processes (shares, weights, QHM under a
+scheduler, DDP) against a hand-written DDP loop of the same steps (slices of one permutation,
+torch's SGD with Nesterov's momentum, fused), MLP 784-128-128-10 on 5,000 random images at a global
+batch of 32; both take turns in the same processes. Then, with two workers that make 0.2 ms a sample
+and a step that takes longer, how long the loop waits for the first batch of a new size, against the
+median of the others of that size: sizes are decided in the sampler, ahead of the workers."""
 
 SAMPLES, BATCH_SIZE = 5000, 32
+OURS, BY_HAND = "batchramp's pieces under DDP", "a hand-written DDP loop"
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +41,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def planned(epochs: int) -> float:
+    """Seconds of the training alone."""
     tensors = data()
     plan = Plan(
         epochs=epochs, batch_size=BATCH_SIZE, lr=s.Cosine(0.1), beta=0.9, gamma=s.Constant(0.7)
@@ -67,6 +65,7 @@ def planned(epochs: int) -> float:
 
 
 def by_hand(epochs: int) -> float:
+    """Seconds of the training alone."""
     inputs, targets = data()
     torch.manual_seed(0)
     model = DistributedDataParallel(MLP(), gradient_as_bucket_view=True)
@@ -88,26 +87,26 @@ def by_hand(epochs: int) -> float:
     return time.perf_counter() - started
 
 
-def process(rank: int, port: int, epochs: int, pairs: int, found: Any) -> None:
+def process(rank: int, port: int, epochs: int, rounds: int, found: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     join()
-    planned(1), by_hand(1)
-    times = [(planned(epochs), by_hand(epochs)) for _ in range(pairs)]
+    times = [(planned(epochs), by_hand(epochs)) for _ in range(rounds)]
     if rank == 0:
         found.put(times)
 
 
-def steps(epochs: int, pairs: int) -> list[tuple[float, float]]:
+def steps(epochs: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of both sides in each round, by two processes that are made for it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     found = context.SimpleQueue()
     children = [
-        context.Process(target=process, args=(rank, port, epochs, pairs, found), daemon=True)
+        context.Process(target=process, args=(rank, port, epochs, rounds, found), daemon=True)
         for rank in range(2)
     ]
     for child in children:
@@ -132,13 +131,13 @@ class Decoded(Dataset[torch.Tensor]):
         return torch.full((3, 32, 32), float(index))
 
 
-def changes(pairs: int) -> list[tuple[float, float]]:
+def changes(count: int) -> list[tuple[float, float]]:
     """Seconds waited for the first batch of a new size, and the median of the others of it."""
-    batches = {30 * i: 16 << i % 2 for i in range(2 * pairs)}
-    plan = Plan(steps=60 * pairs, batch_size=s.Piecewise(batches))
-    data = Decoded()
-    sampler = ScheduledBatchSampler(plan, len(data))
-    loader = DataLoader(data, batch_sampler=sampler, num_workers=2, persistent_workers=True)
+    batches = {30 * i: 16 << i % 2 for i in range(2 * count)}
+    plan = Plan(steps=60 * count, batch_size=s.Piecewise(batches))
+    dataset = Decoded()
+    sampler = ScheduledBatchSampler(plan, len(dataset))
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, persistent_workers=True)
     waits: list[tuple[int, float]] = []
     starts = set()
     for epoch in range(sampler.epochs):
@@ -150,7 +149,7 @@ def changes(pairs: int) -> list[tuple[float, float]]:
             time.sleep(3e-4 * len(batch))  # the step
             started = time.perf_counter()
     found = []
-    for stage in plan.stages(len(data))[1:]:
+    for stage in plan.stages(len(dataset))[1:]:
         if stage.start not in starts:  # there, a loader starts anew whatever the size
             (_, first), *others = waits[stage.start : stage.stop]
             found.append(
@@ -159,34 +158,31 @@ def changes(pairs: int) -> list[tuple[float, float]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="1 epoch instead of 5")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
-    arguments = parser.parse_args()
-    times = steps(1 if arguments.quick else 5, arguments.pairs)
-    ratios = [ours / theirs for ours, theirs in times]
+def cases(size: Size) -> Iterator[Case]:
     torch.set_num_threads(1)
-    firsts = changes(8 * arguments.pairs)
-    result = {
-        "batch_size": BATCH_SIZE,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "ours_seconds": round(statistics.median(ours for ours, _ in times), 3),
-        "by_hand_seconds": round(statistics.median(theirs for _, theirs in times), 3),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "first_batch_ms": round(1e3 * statistics.median(first for first, _ in firsts), 3),
-        "usual_batch_ms": round(1e3 * statistics.median(usual for _, usual in firsts), 3),
-        "first_ratio": round(statistics.median(first / usual for first, usual in firsts), 3),
-    }
-    for key, value in result.items():
-        print(f"{key:>16}  {value}")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    rounds, epochs, switches = {"tiny": (1, 1, 1), "quick": (3, 1, 10), "full": (9, 5, 40)}[size]
+    # Both sides were timed together; the first round warmed up.
+    times = steps(epochs, rounds + 1)[1:]
+    yield Case(
+        name=f"two processes, {epochs} epochs",
+        per="step",
+        base=BY_HAND,
+        sides=_told(times, (OURS, BY_HAND), epochs * -(-SAMPLES // BATCH_SIZE)),
+        rounds=rounds,
+        warm_up=False,
+    )
+    waits = changes(switches)
+    yield Case(
+        name="the wait for a batch from two workers",
+        per="batch",
+        base="another of that size",
+        sides=_told(waits, ("the first of a new size", "another of that size"), 1),
+        rounds=len(waits),
+        warm_up=False,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _told(pairs: Sequence[tuple[float, ...]], names: Sequence[str], count: int) -> dict[str, Turn]:
+    """Sides that tell, turn by turn, what was timed before."""
+    columns = [cycle([pair[i] / count for pair in pairs]) for i in range(len(names))]
+    return {name: column.__next__ for name, column in zip(names, columns, strict=True)}

@@ -1,30 +1,28 @@
-"""How long one optimizer step takes: QHM's three implementations against torch.optim.SGD's.
+"""One optimizer step: QHM's three implementations, torch.optim.SGD's, and everyone else's QHM."""
 
-All candidates run in one process, in rounds whose order is shuffled; a candidate's figure is the
-median over the rounds of its time divided by the fused SGD's time in the same round, so that what
-else the machine does hits all of them alike. beta, gamma and lr of QHM (and lr of SGD) change
-before every step, and the change is timed with it. One thread and all are measured: with several,
-OMP_WAIT_POLICY=passive costs the fused kernels some microseconds a tensor.
-
-    python benchmarks/optimizer_step.py [--quick] [--json FILE]
-"""
-
-import argparse
-import json
-import os
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, final
 
 import torch
 
 from batchramp.optim import QHM
+from benchmarks.machine import cores
+from benchmarks.released import ReleasedQHM
+from benchmarks.timing import Aim, Case, Size, Turn, repeated
+
+TITLE = "Optimizer step"
+NOTE = """All parameters have a gradient that stays. lr, and beta and gamma where there are any,
+change before every step, and the change is timed with it. SGD has Nesterov's momentum, which does
+the same reads and writes as QHM; its foreach adds the momentum to the gradients themselves. The
+released QHM is Algorithm 1 written as the paper's code does, each operation a new tensor."""
 
 Shape = tuple[int, ...]
-BASELINE = "torch SGD fused"
-WARM_UP = 5
+BASE = "torch SGD fused"
+_IMPLEMENTATIONS = {
+    "loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 
 
 def resnet18_shapes(classes: int = 100) -> list[Shape]:
@@ -52,114 +50,124 @@ def vit_tiny_shapes(classes: int = 100) -> list[Shape]:
     return [*shapes, (width,), (width,), (classes, width), (classes,)]
 
 
-MODELS: dict[str, Callable[[], list[Shape]]] = {
-    "ResNet-18": resnet18_shapes,
-    "ViT-Tiny": vit_tiny_shapes,
-    "1000 x 1000": lambda: [(1000,)] * 1000,
+# The tensors, and what QHM fused / torch SGD fused is to be at most.
+MODELS: dict[str, tuple[list[Shape], float]] = {
+    "ResNet-18, 62 tensors, 11.2 M numbers": (resnet18_shapes(), 1.05),
+    "ViT-Tiny, 118 tensors, 2.7 M numbers": (vit_tiny_shapes(), 0.95),
+    "1000 tensors of 1000 numbers": ([(1000,)] * 1000, 0.7),
 }
 
 
-class Candidate:
-    """An optimizer over parameters of its own, with gradients that stay."""
+@final
+class Stepped:
+    """An optimizer over parameters of its own, with gradients that stay.
 
-    def __init__(self, shapes: list[Shape], make: Callable[[list], torch.optim.Optimizer]):
+    Args:
+        shapes: of the parameters.
+        make: makes the optimizer.
+        beta, gamma: what it calls them; "" where it has none, or they are left alone.
+        threads: of torch.
+    """
+
+    def __init__(
+        self,
+        shapes: list[Shape],
+        make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+        beta: str = "beta",
+        gamma: str = "gamma",
+        threads: int = 1,
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
-        for p in params:
+        self.params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        for p in self.params:
             p.grad = torch.randn(p.shape, generator=generator)
-        self.optimizer = make(params)
-        self.is_qhm = isinstance(self.optimizer, QHM)
+        self.optimizer = make(self.params)
+        self.beta, self.gamma, self.threads = beta, gamma, threads
+        self.steps = 0
 
-    def time(self, steps: int) -> float:
-        """Seconds a step, changes of the hyperparameters included."""
-        (group,) = self.optimizer.param_groups
-        begin = time.perf_counter()
-        for k in range(steps):
-            group["lr"] = 1e-4 / (k + 1)
-            if self.is_qhm:
-                group["beta"] = 0.9 - 0.1 / (k + 2)
-                group["gamma"] = 0.7 + 0.1 / (k + 2)
-            self.optimizer.step()
-        return (time.perf_counter() - begin) / steps
+    def __call__(self) -> None:
+        """One step, with new hyperparameters."""
+        group = self.optimizer.param_groups[0]
+        k = self.steps = self.steps % 1000 + 1
+        group["lr"] = 1e-4 / k
+        if self.beta:
+            group[self.beta] = 0.9 - 0.1 / (k + 1)
+        if self.gamma:
+            group[self.gamma] = 0.7 + 0.1 / (k + 1)
+        self.optimizer.step()
 
 
-def candidates(shapes: list[Shape]) -> dict[str, Candidate]:
-    kinds = {
-        "loop": {"foreach": False, "fused": False},
-        "foreach": {"foreach": True},
-        "fused": {"fused": True},
-    }
-    made = {}
-    for kind, options in kinds.items():
-        made[f"torch SGD {kind}"] = Candidate(
-            shapes,
-            lambda p, o=options: torch.optim.SGD(p, lr=1e-4, momentum=0.9, nesterov=True, **o),
+def ours(shapes: list[Shape], threads: int = 1) -> dict[str, Stepped]:
+    """QHM's and torch SGD's, and the released QHM, by name."""
+    found = {}
+    for kind, options in _IMPLEMENTATIONS.items():
+        found[f"torch SGD {kind}"] = Stepped(
+            shapes, lambda p, o=options: _sgd(p, o), "", "", threads
         )
-        made[f"QHM {kind}"] = Candidate(shapes, lambda p, o=options: QHM(p, lr=1e-4, **o))
-    return made
+        found[f"QHM {kind}"] = Stepped(
+            shapes, lambda p, o=options: QHM(p, lr=1e-4, **o), threads=threads
+        )
+    found["the released QHM"] = Stepped(shapes, lambda p: ReleasedQHM(p, lr=1e-4), threads=threads)
+    return found
 
 
-def measure(shapes: list[Shape], rounds: int, seconds_a_turn: float) -> dict[str, dict]:
-    made = candidates(shapes)
-    turn = {}
-    for name, candidate in made.items():
-        candidate.time(WARM_UP)
-        turn[name] = max(2, round(seconds_a_turn / candidate.time(WARM_UP)))
-    times: dict[str, list[float]] = {name: [] for name in made}
-    order = list(made)
-    shuffle = random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            times[name].append(made[name].time(turn[name]))
+def _sgd(params: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=1e-4, momentum=0.9, nesterov=True, **options)
+
+
+def peers(shapes: list[Shape], threads: int = 1) -> dict[str, Callable[[], Stepped]]:
+    """Makers of other packages' QHM, by name."""
+
+    def qhoptim() -> Stepped:
+        import warnings
+
+        from qhoptim.pyt import QHM as Theirs
+
+        # Of add_(number, tensor), which torch deprecated long ago.
+        warnings.filterwarnings("ignore", "This overload of")
+        make = lambda p: Theirs(p, lr=1e-4, momentum=0.9, nu=0.7)  # noqa: E731
+        return Stepped(shapes, make, "momentum", "nu", threads)
+
+    def kozistr(foreach: bool) -> Stepped:
+        from pytorch_optimizer import QHM as Theirs
+
+        make = lambda p: Theirs(p, lr=1e-4, momentum=0.9, nu=0.7, foreach=foreach)  # noqa: E731
+        return Stepped(shapes, make, "momentum", "nu", threads)
+
     return {
-        name: {
-            "milliseconds": 1e3 * statistics.median(own),
-            "ratio": statistics.median(
-                t / base for t, base in zip(own, times[BASELINE], strict=True)
-            ),
-        }
-        for name, own in times.items()
+        "qhoptim QHM": qhoptim,
+        "pytorch-optimizer QHM loop": lambda: kozistr(False),
+        "pytorch-optimizer QHM foreach": lambda: kozistr(True),
     }
 
 
-def machine() -> dict[str, str | int]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count() or 0,
-        "wait policy": os.environ.get("OMP_WAIT_POLICY", "the default"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def cases(size: Size) -> Iterator[Case]:
+    rounds, seconds = {"tiny": (1, 0.0), "quick": (11, 0.02), "full": (51, 0.05)}[size]
+    for name, (real_shapes, most) in MODELS.items():
+        shapes = real_shapes if size != "tiny" else [(3, 2), (5,)]
+        for threads in sorted({1, cores()}):
+            own = ours(shapes, threads)
+            theirs = peers(shapes, threads)
+            yield Case(
+                name=f"{name}, {threads} thread{'s' if threads > 1 else ''}",
+                per="step",
+                base=BASE,
+                sides={side: _turn(stepped, seconds) for side, stepped in own.items()},
+                peers={side: lambda m=make: _turn(m(), seconds) for side, make in theirs.items()},
+                rounds=rounds,
+                aims=[
+                    Aim("QHM fused", BASE, most=most),
+                    Aim("QHM foreach", "torch SGD foreach", most=1.0),
+                    Aim("QHM loop", "torch SGD loop", most=1.0),
+                ],
+            )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: noisier, in seconds")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
-    arguments = parser.parse_args()
-    rounds, seconds_a_turn = (11, 0.02) if arguments.quick else (51, 0.05)
+def _turn(stepped: Stepped, seconds: float) -> Turn:
+    turn = repeated(stepped, seconds)
 
-    results: dict[str, dict[str, dict[str, dict]]] = {}
-    about = machine()
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    for model, make_shapes in MODELS.items():
-        shapes = make_shapes()
-        numbers = sum(torch.Size(s).numel() for s in shapes)
-        print(f"\n{model}: {len(shapes)} tensors, {numbers / 1e6:.1f} M numbers")
-        by_threads = results[model] = {}
-        for threads in sorted({1, torch.get_num_threads()}):
-            torch.set_num_threads(threads)
-            print(f"  threads: {threads}")
-            rows = by_threads[f"threads {threads}"] = measure(shapes, rounds, seconds_a_turn)
-            for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]):
-                times = f"{row['milliseconds']:9.2f} ms{row['ratio']:8.2f} x"
-                print(f"  {name:18}{times}")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": about, "baseline": BASELINE, "results": results}, file, indent=2)
+    def with_its_threads() -> float:
+        torch.set_num_threads(stepped.threads)
+        return turn()
 
-
-if __name__ == "__main__":
-    main()
+    return with_its_threads

@@ -1,13 +1,6 @@
-"""What a bound, a verdict and a curve cost: the paper's Plan of 300 epochs, and 10^12 steps of it.
+"""What a bound, a verdict and a curve cost: the paper's Plan of 300 epochs, and 10^12 steps."""
 
-Medians over calls that lay the Plan out anew each time.
-
-    python benchmarks/theory.py
-"""
-
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +19,11 @@ from batchramp.theory import (
     verdict,
     what_would_change_it_most,
 )
+from benchmarks.timing import Case, Size, repeated
+
+TITLE = "Theory"
+NOTE = """Each call lays the Plan out anew: batch 8 doubled every 30 of 300 epochs, cosine lr, beta
+and gamma halved, on 50,000 samples and on so many that it makes 10^12 steps."""
 
 PLAN = Plan(
     epochs=300,
@@ -35,8 +33,8 @@ PLAN = Plan(
     gamma=s.StepDecay(0.7, factor=0.5, every=30),
 )
 PROBLEM = Problem(initial_gap=5.0, smoothness=2.0, variance=1.0, gradient_bound=3.0)
-# n, and steps of the Plan over so many samples.
-SIZES = {50_000: "374,760 steps", 134_000_000_000: "10^12 steps"}
+PAPER, HUGE = "theory: 300 epochs, 374,760 steps", "theory: 300 epochs, 10^12 steps"
+SAMPLES = {PAPER: 50_000, HUGE: 134_000_000_000}
 CALLS: dict[str, Callable[..., Any]] = {
     "theorem2, per step": theorem2,
     "theorem2, printed": partial(theorem2, form="printed"),
@@ -53,23 +51,23 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def milliseconds(call: Callable[..., Any], n: int) -> float:
-    times = []
-    for _ in range(9):
-        layout._segments.cache_clear()
-        started = time.perf_counter()
-        call(PLAN, PROBLEM, n)
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
+def called(name: str, n: int) -> Any:
+    """The answer, with nothing kept from an earlier call."""
+    layout._segments.cache_clear()
+    return CALLS[name](PLAN, PROBLEM, n)
 
 
-def main() -> None:
-    assert PLAN.total_steps(134_000_000_000) > 10**12
-    print(f"{'milliseconds':28}" + "".join(f"{words:>16}" for words in SIZES.values()))
-    for name, call in CALLS.items():
-        cells = (milliseconds(call, n) for n in SIZES)
-        print(f"{name:28}" + "".join(f"{cell:16.2f}" for cell in cells))
-
-
-if __name__ == "__main__":
-    main()
+def cases(size: Size) -> Iterator[Case]:
+    rounds, seconds = {"tiny": (1, 0.0), "quick": (5, 0.0), "full": (21, 0.02)}[size]
+    assert PLAN.total_steps(SAMPLES[PAPER]) == 374_760
+    assert PLAN.total_steps(SAMPLES[HUGE]) > 10**12
+    for name in list(CALLS)[: 3 if size == "tiny" else None]:
+        yield Case(
+            name=name,
+            per="call",
+            base=PAPER,
+            sides={
+                side: repeated(partial(called, name, n), seconds) for side, n in SAMPLES.items()
+            },
+            rounds=rounds,
+        )

@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"schedules"},
     "measure": {"schedules"},
     "models": set(),
+    "memory": set(),
     "optim/conversions": {"schedules", "plan"},
     "optim": {"optim/conversions"},
     "scheduler": {"plan"},
@@ -32,10 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "experiments": {
         "schedules", "plan", "measure", "models", "optim", "scheduler", "batching", "theory",
-        "processes", "store", "progress", "data", "task", "training",
+        "processes", "store", "progress", "data", "task", "training", "memory",
     },
     "integrations": {"plan", "scheduler", "batching"},
-    "cli": {"plan", "measure", "theory", "store", "report", "experiments"},
+    "cli": {"plan", "measure", "theory", "store", "report", "experiments", "memory"},
     "__main__": {"cli"},
 }  # fmt: skip
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from batchramp import full_gradient_norm
-from batchramp.measure import evaluate
+from batchramp import full_gradient_norm, models
+from batchramp.measure import evaluate, evaluate_with_gradient
 
 N = 23
 
@@ -483,3 +483,17 @@ def test_where_one_class_is_nearly_all_a_perfect_answer_is_not_chance():
     constant = torch.zeros(200, 2)
     constant[:, 0] = 0.9
     assert evaluate(nn.Identity(), nn.functional.cross_entropy, [(constant, targets)]).at_chance
+
+
+@pytest.mark.parametrize("make", [models.MLP, models.SmallCNN, models.vit_micro], ids=["mlp", "cnn", "vit"])
+def test_one_pass_measures_what_two_measure_to_the_last_bit(make):
+    torch.manual_seed(0)
+    model = make()
+    inputs, classes = torch.randn(30, 1, 28, 28), torch.randint(0, 10, (30,))
+    batches = list(zip(inputs.split(13), classes.split(13), strict=True))
+    both = evaluate_with_gradient(model, F.cross_entropy, batches)
+    assert both == (
+        evaluate(model, F.cross_entropy, batches),
+        full_gradient_norm(model, F.cross_entropy, batches),
+    )
+    assert all(p.grad is None for p in model.parameters())

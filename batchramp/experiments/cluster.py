@@ -12,6 +12,7 @@ from typing import Any, final
 
 from batchramp.experiments.run import Run
 from batchramp.experiments.runner import BETWEEN, train
+from batchramp.memory import keep_freed
 
 __all__ = ["Cluster"]
 
@@ -130,6 +131,7 @@ def _train(group: Group, out: Path, queue: Any, number: int, data: str | None) -
             queue.put((number, message))
         last = message
 
+    keep_freed()
     train(group, out, send, data)
     return last
 

@@ -28,6 +28,7 @@ from batchramp import store
 from batchramp.batching import ranks
 from batchramp.experiments.run import Run
 from batchramp.experiments.trackers import Trackers
+from batchramp.memory import keep_freed
 
 if TYPE_CHECKING:
     from batchramp.processes import Processes
@@ -423,6 +424,7 @@ def _receive(connection: Connection, process: Any) -> tuple[str, Any]:
 
 
 def _child(group: Group, out: Path, connection: Connection, data: str | None) -> None:
+    keep_freed()
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # told to stop, nobody to tell
         train(group, out, connection.send, data)
 

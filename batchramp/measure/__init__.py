@@ -1,6 +1,6 @@
 """What is measured on a model, one quantity a file."""
 
-from batchramp.measure.evaluation import Evaluation, evaluate
+from batchramp.measure.evaluation import Evaluation, evaluate, evaluate_with_gradient
 from batchramp.measure.full_gradient import FullGradient, full_gradient, full_gradient_norm
 from batchramp.measure.gradient_bound import GradientBound, gradient_bound
 from batchramp.measure.gradient_noise import GradientNoise, gradient_noise
@@ -14,6 +14,7 @@ __all__ = [
     "SecantTrajectory",
     "Smoothness",
     "evaluate",
+    "evaluate_with_gradient",
     "full_gradient",
     "full_gradient_norm",
     "gradient_bound",

@@ -55,7 +55,18 @@ def full_gradient_norm(
     >>> full_gradient_norm(model, torch.nn.functional.mse_loss, batches)
     FullGradient(norm=28.0, loss=42.0)
     """
-    total, loss_sum, count = _sums(model, loss_fn, batches, mode, None)
+    return norm_seen(model, loss_fn, batches, mode, lambda *_: None)
+
+
+def norm_seen(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    mode: str,
+    seen: Callable[[Any, Any, float], None],
+) -> FullGradient:
+    """`full_gradient_norm`, with ``seen(outputs, targets, loss)`` called for every batch."""
+    total, loss_sum, count = _sums(model, loss_fn, batches, mode, None, seen)
     # In float64: a sum of millions of squares in float32 loses digits.
     norms = [float(torch.linalg.vector_norm(sum_.to(_double(sum_.dtype)))) for sum_ in total]
     return FullGradient(math.hypot(*norms) / count, loss_sum / count)
@@ -149,6 +160,7 @@ def _sums(
     batches: Iterable[tuple[Any, Any]],
     mode: str,
     at: Mapping[str, Tensor] | None,
+    seen: Callable[[Any, Any, float], None] = lambda *_: None,
 ) -> tuple[list[Tensor], float, int]:
     """The sums over samples of gradients and losses, and the count of samples."""
     if mode not in ("eval", "train"):
@@ -171,7 +183,9 @@ def _sums(
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
                     sum_.add_(gradient.detach(), alpha=len(targets))
-            loss_sum += float(loss.detach()) * len(targets)
+            value = float(loss.detach())
+            seen(outputs, targets, value)
+            loss_sum += value * len(targets)
             count += len(targets)
     return total, loss_sum, count
 

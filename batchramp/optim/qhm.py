@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, repeat
+from itertools import repeat
 from numbers import Real
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -32,6 +32,8 @@ except ImportError:
     _FOREACH_TYPES = [Tensor, torch.nn.Parameter]
 
 Number = float | Tensor
+
+_GRADIENT = attrgetter("grad")
 
 _DEFAULTS = {
     "weight_decay": 0.0,
@@ -229,14 +231,16 @@ class QHM(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not _same(self._states, self.state.values()):  # reset or replaced from outside
+        present = _same(self._states, self.state.values())
+        if not present:  # reset or replaced from outside
             self._layouts.clear()
         values = [_read(group) for group in self.param_groups]
         work = []
         for index, group in enumerate(self.param_groups):  # all, before anything moves
             with torch.set_grad_enabled(group["differentiable"]):
                 work.append(self._prepare(index, group, values[index]))
-        self._states = list(self.state.values())
+        if not present or len(self._states) != len(self.state):
+            self._states = list(self.state.values())
         for group, own in zip(self.param_groups, work, strict=True):
             with torch.set_grad_enabled(group["differentiable"]):
                 for take_step in own:
@@ -274,34 +278,33 @@ class QHM(Optimizer):
         self, index: int, group: dict[str, Any], values: "_Values"
     ) -> list[Callable[[], None]]:
         """Check a group's tensors, bring their states in order, and return what steps them."""
-        # A layout lives from one fused step of its group to the next.
+        # A layout lives from one step of its group to the next. Guards cannot be traced.
         layout = self._layouts.pop(index, None)
+        tracing = torch.compiler.is_compiling()
         params: list[Tensor] = group["params"]
-        grads = [g for p in params if (g := p.grad) is not None]
-        if len(grads) != len(params):
-            params = [p for p in params if p.grad is not None]
-        if not params:
-            return []
-        if not group["capturable"] and params[0].is_cuda:
+        if params and not group["capturable"] and params[0].is_cuda:
             _refuse_capture()
         implementation = _implementation(group)
-        if implementation == "loop":
-            states = self._unscaled_states(params, grads)
-            return [partial(_loop_step, params, grads, states, values, group["differentiable"])]
-        if implementation == "foreach":
-            states = self._unscaled_states(params, grads)
-            return [partial(_foreach_steps, params, grads, states, values)]
-        if layout is None or not layout.holds(params, grads):
-            layout = self._make_layout(params, grads, values)
+        grads: list[Tensor] = [] if tracing or layout is None else list(map(_GRADIENT, params))
+        # A gradient that is missing is not like the one that was there.
+        if tracing or layout is None or not layout.holds(implementation, params, grads):
+            grads = [g for p in params if (g := p.grad) is not None]
+            if len(grads) != len(params):
+                params = [p for p in params if p.grad is not None]
+            if not params:
+                return []
+            if group["differentiable"]:
+                states = self._unscaled_states(params, grads)
+                return [partial(_differentiable_step, params, grads, states, values)]
+            if tracing:
+                buffers = [s["momentum_buffer"] for s in self._unscaled_states(params, grads)]
+                take_step = _loop_step if implementation == "loop" else _foreach_steps
+                return [partial(take_step, params, grads, buffers, values)]
+            layout = self._make_layout(implementation, params, grads, values)
         self._layouts[index] = layout
         work = [partial(_fused_step, bucket, grads, values) for bucket in layout.buckets]
-        if layout.rest:
-            rest, own = [params[i] for i in layout.rest], [grads[i] for i in layout.rest]
-            states = self._unscaled_states(rest, own)
-            others = all(type(p) in _FOREACH_TYPES for p in rest)
-            work.append(
-                partial(_foreach_steps if others else _loop_step, rest, own, states, values)
-            )
+        if layout.rest is not None:
+            work.append(partial(_rest_step, layout.rest, grads, values))
         return work
 
     def _unscaled_states(
@@ -337,15 +340,18 @@ class QHM(Optimizer):
         return state
 
     def _make_layout(
-        self, params: list[Tensor], grads: list[Tensor], values: "_Values"
+        self, implementation: str, params: list[Tensor], grads: list[Tensor], values: "_Values"
     ) -> "_Layout":
         """Find out which tensors the kernel can serve, and how they lie in memory."""
         self._check_tensors(params, grads)
-        start = _settled_scale(values.beta, values.gamma)
-        served, rest = [], []
-        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            can = _kernel_serves(p, g) and _lies_as(p, self._fitting_state(p, start))
-            (served if can else rest).append(i)
+        served, others = [], list(range(len(params)))
+        start = 1.0
+        if implementation == "fused":
+            start = _settled_scale(values.beta, values.gamma)
+            served, others = [], []
+            for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+                can = _kernel_serves(p, g) and _lies_as(p, self._fitting_state(p, start))
+                (served if can else others).append(i)
         buckets = []
         for kind in _by_kind([params[i] for i in served]).values():
             indices = [served[i] for i in kind]
@@ -363,8 +369,27 @@ class QHM(Optimizer):
             buckets.append(
                 _Bucket(members, states, buffers, None if whole else indices, mismatched)
             )
-        buffers = [buffer for bucket in buckets for buffer in bucket.buffers]
-        return _Layout(list(params), buckets, rest, _watch([*params, *grads, *buffers]))
+        rest = None
+        if others:
+            members = [params[i] for i in others]
+            states = self._unscaled_states(members, [grads[i] for i in others])
+            # What fused leaves may be of a kind that foreach does not know.
+            lists = implementation == "foreach" or (
+                implementation == "fused" and all(type(p) in _FOREACH_TYPES for p in members)
+            )
+            rest = _Rest(
+                _foreach_steps if lists else _loop_step,
+                members,
+                states,
+                [state["momentum_buffer"] for state in states],
+                None if len(others) == len(params) else others,
+            )
+        states, buffers = [], []
+        for part in (*buckets, *([] if rest is None else [rest])):
+            states += part.states
+            buffers += part.buffers
+        unchanged = _watch([*params, *grads, *buffers])
+        return _Layout(implementation, list(params), states, buffers, buckets, rest, unchanged)
 
 
 # Options and values
@@ -505,11 +530,14 @@ def _rescale(states: list[dict[str, Any]], scale: float) -> None:
 
 
 def _watch(tensors: list[Tensor]) -> Callable[..., bool]:
-    """Return what tells whether tensors have the shapes, strides, dtypes and devices of these."""
+    """Return what tells whether tensors have the shapes, strides, dtypes and devices of these.
+
+    It may be asked of None, which is no such tensor.
+    """
     if _guards_work():
         return _guards(tensors)
     facts = _facts(*tensors)
-    return lambda *others: _facts(*others) == facts
+    return lambda *others: all(t is not None for t in others) and _facts(*others) == facts
 
 
 def _facts(*tensors: Tensor) -> list[tuple[Any, ...]]:
@@ -530,7 +558,7 @@ def _guards(tensors: list[Tensor]) -> Callable[..., bool]:
 def _guards_work() -> bool:
     """Try the guards, which are private to torch, on one tensor."""
     x = torch.ones(2, 2, device="cpu")
-    others = [x.mT, x[:1], x.new_ones(4), x.double(), x.to_sparse(), x.to("meta")]
+    others = [x.mT, x[:1], x.new_ones(4), x.double(), x.to_sparse(), x.to("meta"), None]
     try:
         holds = _guards([x])
         return holds(torch.zeros_like(x)) and not any(map(holds, others))
@@ -542,12 +570,38 @@ def _guards_work() -> bool:
 
 
 def _loop_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], values: _Values
+) -> None:
+    lr, to_g, to_d = values.lr, 1 - values.beta, values.gamma
+    numbers = _are_numbers(values)
+    for p, grad, d in zip(params, grads, buffers, strict=True):
+        g = grad if grad.dtype == p.dtype else _of_dtype(p, grad)
+        if values.maximize:
+            g = -g
+        if values.weight_decay != 0:
+            if values.decoupled:
+                p.mul_(_on(1 - lr * values.weight_decay, p.device))
+            else:
+                g = g.add(p, alpha=values.weight_decay)
+        if numbers and p.dtype in _WIDE:
+            d.lerp_(g, to_g)
+            p.add_(g, alpha=-lr * (1 - to_d)).add_(d, alpha=-lr * to_d)
+            continue
+        d.lerp_(g, _weight(to_g, p))
+        m = g.lerp(d, _weight(to_d, p))
+        if isinstance(lr, Tensor):
+            p.addcmul_(m, _on(lr, p.device), value=-1)
+        else:
+            p.add_(m, alpha=-lr)
+
+
+def _differentiable_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Sequence[dict[str, Any]],
     values: _Values,
-    differentiable: bool = False,
 ) -> None:
+    """The loop for autograd, which may still need the d of the step before."""
     for p, grad, state in zip(params, grads, states, strict=True):
         g = _of_dtype(p, grad)
         g = -g if values.maximize else g
@@ -556,16 +610,22 @@ def _loop_step(
                 p.mul_(_on(1 - values.lr * values.weight_decay, p.device))
             else:
                 g = g.add(p, alpha=values.weight_decay)
-        d = state["momentum_buffer"]
-        weight = _weight(1 - values.beta, p)
-        # Autograd may still need the d of the step before.
-        d = d.lerp(g, weight) if differentiable else d.lerp_(g, weight)
+        d = state["momentum_buffer"].lerp(g, _weight(1 - values.beta, p))
         m = g.lerp(d, _weight(values.gamma, p))
         if isinstance(values.lr, Tensor):
             p.addcmul_(m, _on(values.lr, p.device), value=-1)
         else:
             p.add_(m, alpha=-values.lr)
         state["momentum_buffer"] = d
+
+
+# Where x - lr (1 - gamma) g - lr gamma d, which rounds x twice but needs no m, is exact enough:
+# narrower numbers could lose both parts where they would keep their sum.
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def _are_numbers(values: _Values) -> bool:
+    return not any(isinstance(v, Tensor) for v in (values.lr, values.beta, values.gamma))
 
 
 def _of_dtype(p: Tensor, g: Tensor) -> Tensor:
@@ -586,16 +646,13 @@ def _weight(value: Any, like: Tensor) -> Any:
 
 
 def _foreach_steps(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    states: Sequence[dict[str, Any]],
-    values: _Values,
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], values: _Values
 ) -> None:
     for indices in _by_kind(params).values():
         _foreach_step(
             [params[i] for i in indices],
             [_of_dtype(params[i], grads[i]) for i in indices],
-            [states[i]["momentum_buffer"] for i in indices],
+            [buffers[i] for i in indices],
             values,
         )
 
@@ -615,6 +672,10 @@ def _foreach_step(
         else:
             grads = list(torch._foreach_add(grads, params, alpha=values.weight_decay))
     torch._foreach_lerp_(buffers, grads, _weights(1 - values.beta, params))
+    if params[0].dtype in _WIDE and _are_numbers(values):
+        torch._foreach_add_(params, grads, alpha=-values.lr * (1 - values.gamma))
+        torch._foreach_add_(params, buffers, alpha=-values.lr * values.gamma)
+        return
     m = torch._foreach_lerp(grads, buffers, _weights(values.gamma, params))
     if isinstance(values.lr, Tensor):
         torch._foreach_mul_(m, _on(values.lr, params[0].device))
@@ -814,6 +875,23 @@ def _laid_out_as(p: Tensor, g: Tensor) -> Tensor:
     return torch.empty_like(p).copy_(g)
 
 
+class _Rest(NamedTuple):
+    """Tensors that the kernel does not serve; the scales of their buffers are 1."""
+
+    take_step: Callable[..., None]
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    buffers: list[Tensor]
+    indices: list[int] | None  # as of a bucket
+
+
+def _rest_step(rest: _Rest, grads: list[Tensor], values: _Values) -> None:
+    if rest.indices is not None:
+        grads = [grads[i] for i in rest.indices]
+    _rescale(rest.states, 1.0)
+    rest.take_step(rest.params, grads, rest.buffers, values)
+
+
 @dataclass(eq=False, slots=True)
 class _Layout:
     """How to step one group's tensors, found out once and kept while nothing has changed.
@@ -824,18 +902,20 @@ class _Layout:
     whether parameters and buffers are the same objects, and all tensors still alike.
     """
 
+    implementation: str
     params: list[Tensor]
+    states: list[dict[str, Any]]
+    buffers: list[Tensor]
     buckets: list[_Bucket]
-    rest: list[int]  # places of the tensors that the kernel cannot serve
-    unchanged: Callable[..., bool]  # asked of parameters, gradients and the buckets' buffers
+    rest: _Rest | None
+    unchanged: Callable[..., bool]  # asked of parameters, gradients and buffers
 
-    def holds(self, params: list[Tensor], grads: list[Tensor]) -> bool:
-        """Tell whether the layout still describes these tensors."""
-        if not _same(self.params, params):
-            return False
-        for bucket in self.buckets:
-            present = map(dict.get, bucket.states, repeat("momentum_buffer"))
-            if not all(map(is_, bucket.buffers, present)):
-                return False
-        buffers = chain.from_iterable(bucket.buffers for bucket in self.buckets)
-        return self.unchanged(*params, *grads, *buffers)
+    def holds(self, implementation: str, params: list[Tensor], grads: list[Any]) -> bool:
+        """Tell whether the layout still describes these tensors; a gradient may be None."""
+        present = map(dict.get, self.states, repeat("momentum_buffer"))
+        return (
+            self.implementation == implementation
+            and _same(self.params, params)
+            and all(map(is_, self.buffers, present))
+            and self.unchanged(*params, *grads, *self.buffers)
+        )
