@@ -141,7 +141,7 @@ class DamageWarning(UserWarning):
 
 @final
 class _Damaged(ValueError):
-    """A checkpoint that is missing or not as it was written."""
+    """A checkpoint that is not as it was written."""
 
 
 def identity(
@@ -410,27 +410,29 @@ def load_checkpoint(record: Record) -> tuple[dict[str, Any], str] | None:
     Raises:
         ValueError: there is none that can be read, or it is of a format not known here.
     """
-    newest, before = (record.folder / name for name in CHECKPOINTS)
-    if not newest.exists() and not before.exists():
-        if record.status in ENDED:
-            raise ValueError(f"checkpoint {newest} is missing, and the run has {record.status}")
-        return None
-    try:
-        return _load(newest), newest.name
-    except _Damaged as error:
-        if record.status in ENDED:
-            raise ValueError(
-                f"{error}, and the run has {record.status}: its rows stand, its model is lost"
-            ) from None
-        if not before.exists():
-            raise ValueError(str(error)) from None
-        said = str(error)
-    try:
-        state = _load(before)
-    except _Damaged as error:
-        raise ValueError(f"{said}, and {error}") from None
-    warnings.warn(f"{said}: the run goes on from {before.name}", DamageWarning, stacklevel=2)
-    return state, before.name
+    ended = record.status in ENDED
+    paths = [record.folder / name for name in CHECKPOINTS]
+    present = [path for path in paths if path.exists()]
+    if ended and paths[0] not in present:
+        raise ValueError(f"checkpoint {paths[0]} is missing, and the run has {record.status}")
+    said: list[str] = []
+    for path in present:  # the one before alone: killed when the new one was about to be put there
+        try:
+            state = _load(path)
+        except _Damaged as error:
+            if ended:
+                raise ValueError(
+                    f"{error}, and the run has {record.status}: its rows stand, its model is lost"
+                ) from None
+            said.append(str(error))
+            continue
+        if said:
+            went_on = f"{said[0]}: the run goes on from {path.name}"
+            warnings.warn(went_on, DamageWarning, stacklevel=2)
+        return state, path.name
+    if said:
+        raise ValueError(", and ".join(said))
+    return None
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -438,8 +440,6 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise _Damaged(f"checkpoint {path} is missing") from None
     except OSError as error:
         if error.errno != errno.EIO:  # else it is there, and the disk does not give it
             raise
@@ -753,9 +753,8 @@ def _read_rows(folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):  # not UTF-8, not JSON
             row = {}
         if not _is_row(row, epoch=number):
-            if (
-                number == len(lines) - 2 and not whole
-            ):  # the last whole line: a crash can leave it half written
+            # The last whole line: a crash can leave it half written.
+            if number == len(lines) - 2 and not whole:
                 break
             raise ValueError(f"{path} is damaged at line {number + 1}")
         rows.append({key: value for key, value in row.items() if key != "crc32"})

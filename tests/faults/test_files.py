@@ -135,6 +135,16 @@ def test_a_newest_checkpoint_that_is_damaged_falls_back_and_says_so(
         goes_on(folder, left, names)
 
 
+def test_a_run_killed_between_the_two_names_goes_on(
+    whole: Any, begun: Path, tmp_path: Path
+) -> None:
+    left, _, names = whole
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder)
+    os.replace(folder / "checkpoint.pt", folder / "checkpoint.previous.pt")
+    assert goes_on_or_refuses(folder, left, names) == "went on"  # nothing is damaged
+
+
 def test_a_run_with_both_checkpoints_damaged_is_refused(begun: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(begun, folder)
