@@ -485,7 +485,9 @@ def test_where_one_class_is_nearly_all_a_perfect_answer_is_not_chance():
     assert evaluate(nn.Identity(), nn.functional.cross_entropy, [(constant, targets)]).at_chance
 
 
-@pytest.mark.parametrize("make", [models.MLP, models.SmallCNN, models.vit_micro], ids=["mlp", "cnn", "vit"])
+@pytest.mark.parametrize(
+    "make", [models.MLP, models.SmallCNN, models.vit_micro], ids=["mlp", "cnn", "vit"]
+)
 def test_one_pass_measures_what_two_measure_to_the_last_bit(make):
     torch.manual_seed(0)
     model = make()

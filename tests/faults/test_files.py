@@ -107,6 +107,18 @@ def test_a_finished_run_is_read_or_refused_and_never_changed(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("torn", [True, False], ids=["torn", "missing"])
+def test_the_last_row_of_a_finished_run_is_missed(torn: bool, whole: Any, tmp_path: Path) -> None:
+    _, finished, _ = whole
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    rows = (folder / "epochs.jsonl").read_bytes()
+    cut = rows[:-5] if torn else b"".join(rows.splitlines(keepends=True)[:-1])
+    (folder / "epochs.jsonl").write_bytes(cut)
+    with pytest.raises(ValueError, match=r"epochs\.jsonl is damaged"):
+        store.read(folder)
+
+
 def test_a_newest_checkpoint_that_is_damaged_falls_back_and_says_so(
     whole: Any, begun: Path, tmp_path: Path
 ) -> None:
