@@ -99,9 +99,9 @@ def render(records: Sequence[Record], place: Path | None = None) -> str:
     judgement = judge(records)
     return _template().render(
         title=listed(list(dict.fromkeys(s.experiment or s.task for s in found))) or "no runs",
-        facts=_facts(records),
+        facts=_facts(records, found),
         noted=any(record.note for record in records),
-        sections=[_section(study, place) for study in found],
+        sections=[_section(study, place, alone=len(found) == 1) for study in found],
         csv=CSV if place else "",
         judgement=judgement,
         spoken=[c for c in judgement.claims if c.verdict != SILENT],
@@ -167,7 +167,7 @@ class TableRow:
     files: tuple[tuple[int, str, str], ...]  # seed, run.json, epochs.jsonl
 
 
-def _section(study: Study, place: Path | None) -> Section:
+def _section(study: Study, place: Path | None, *, alone: bool) -> Section:
     style = styles([cell.line for cell in study.cells])
     columns, table = _table(study, style, place)
     return Section(
@@ -178,11 +178,11 @@ def _section(study: Study, place: Path | None) -> Section:
         beside=beside(study),
         columns=columns,
         table=table,
-        notes=tuple(_notes(study)),
+        notes=(*([] if alone else _said(study)), *_notes(study)),
     )
 
 
-def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
+def _facts(records: Sequence[Record], found: Sequence[Study]) -> list[tuple[str, str]]:
     """What was run, and where; each fact with all the values that it has among the runs."""
 
     def several(values: Iterable[Any]) -> str:
@@ -203,7 +203,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("threads", several(r.environment.get("threads") for r in records)),
         ("machine", several(_pairs(m) for m in machines)),
         ("versions", several(_pairs(v) for v in versions)),
-        ("note", several(r.note for r in records)),
+        ("note", listed(_said(found[0])) if len(found) == 1 else ""),
     ]
     return [(name, text) for name, text in facts if text]
 
@@ -387,6 +387,12 @@ def _remark(cell: Cell) -> str:
 
 
 # ------------------------------------------------------------------------------------------- notes
+
+
+def _said(study: Study) -> list[str]:
+    """What its runs say of themselves, such as how lr was chosen."""
+    runs = (record for cell in study.cells for record in cell.records)
+    return [note[:1].upper() + note[1:] for note in dict.fromkeys(r.note for r in runs) if note]
 
 
 def _notes(study: Study) -> list[str]:
