@@ -372,9 +372,7 @@ def measure(
 
     from batchramp import store
     from batchramp.experiments import measure_constants, tasks
-    from batchramp.memory import keep_freed
 
-    keep_freed()
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out must be a file in a folder that exists, got {out}")
     found = measure_constants(tasks.load(task, model), seed=seed, samples=samples)
@@ -539,10 +537,9 @@ def _run_and_report(
 
 def _run_all(runs: "Sequence[Run]", out: Path, how: "Mapping[str, Any]", quiet: bool) -> "Outcome":
     from batchramp.experiments import run_all
-    from batchramp.experiments.runner import joined
-    from batchramp.memory import keep_freed
+    from batchramp.experiments.runner import joined, keep_freed_for
 
-    keep_freed()  # torchrun has this very process train
+    keep_freed_for(runs)  # torchrun has this very process train
     first = joined(runs).rank == 0
     if quiet or not first:
         outcome = run_all(runs, out, **how, on_warning=_warn)

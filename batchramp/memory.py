@@ -15,7 +15,7 @@ def keep_freed() -> bool:
     glibc gives large blocks back to the system at once, and has every page of the next step's
     tensors faulted in and cleared anew: on a CPU a large batch then costs more an image than a
     small one. Numbers do not change. The process stays as large as it has ever been, so this is
-    for processes that train and end; the command line and its runs do it. It is what the variables
+    for processes that train and end; runs of grey images do it. It is what the variables
     ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`` do from outside.
 
     Returns:

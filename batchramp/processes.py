@@ -6,6 +6,7 @@ What is read, measured, decided and written is so on the first process, and told
 
 import atexit
 import contextlib
+import gc
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -46,15 +47,32 @@ def join(device: str = "cpu") -> "Processes":
     if started and os.environ["WORLD_SIZE"] != "1" and not distributed.is_initialized():
         cuda = device.startswith("cuda")
         with _told_plainly():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            _begin("cpu:gloo,cuda:nccl" if cuda else "gloo")
         atexit.register(_leave)
     return Processes(*ranks.this_process())
+
+
+def _begin(backend: str) -> None:
+    """Initialises the group, as of torchrun's env://, but each restart by keys of its own.
+
+    torchrun keeps its store over a restart, and with it the addresses of processes that have died:
+    who reads one before it is written anew is refused a connection.
+    """
+    from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"batchramp/{restart}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _leave() -> None:
     from torch import distributed
 
     if distributed.is_initialized():
+        gc.collect()  # a DDP module left in a cycle holds the group, whose threads would outlive us
         distributed.destroy_process_group()
 
 

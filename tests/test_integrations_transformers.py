@@ -1,5 +1,6 @@
 """PlanTrainer trains as the plain loop does, batch for batch."""
 
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -231,6 +232,8 @@ def process(rank: int, folder: str, port: int) -> None:
         host.train()
         state = host.model.state_dict()
         torch.save({"seen": host.seen, "model": state}, f"{folder}/{case}{rank}.pt")
+    del host  # DDP holds the group, whose threads would outlive this process
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from batchramp.experiments import runner
+from batchramp import Plan
+from batchramp.experiments import Run, runner
 from batchramp.memory import keep_freed
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
@@ -56,3 +57,10 @@ def test_processes_that_train_keep_it_before_they_begin(monkeypatch, tmp_path):
     with ours, theirs:
         runner._child((), tmp_path, theirs, None)
     assert order == ["kept", "trains"]
+
+
+def test_a_residual_network_of_big_images_gives_it_back(monkeypatch):
+    monkeypatch.setattr(runner, "keep_freed", lambda: True)
+    plan = Plan(epochs=1, batch_size=8, lr=0.1, beta=0.9, gamma=0.7)
+    assert runner.keep_freed_for([Run("a", plan, "fashion-mini", 0)])
+    assert not runner.keep_freed_for([Run("a", plan, "cifar100", 0)])

@@ -401,6 +401,14 @@ class ScheduledStream(IterableDataset):
 
 
 def _resumable(dataset: Any) -> bool:
+    """Whether the data set has a state of its own that brings back every sample."""
+    examples = getattr(dataset, "_ex_iterable", None)
+    while (
+        examples is not None
+    ):  # Hugging Face's: what waits in a shuffle buffer is not in its state
+        if "BufferShuffled" in type(examples).__name__:
+            return False
+        examples = getattr(examples, "ex_iterable", None)
     return all(callable(getattr(dataset, f"{do}state_dict", None)) for do in ("", "load_"))
 
 

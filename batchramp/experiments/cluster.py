@@ -11,8 +11,7 @@ from queue import Empty
 from typing import Any, final
 
 from batchramp.experiments.run import Run
-from batchramp.experiments.runner import BETWEEN, train
-from batchramp.memory import keep_freed
+from batchramp.experiments.runner import BETWEEN, keep_freed_for, train
 
 __all__ = ["Cluster"]
 
@@ -131,7 +130,7 @@ def _train(group: Group, out: Path, queue: Any, number: int, data: str | None) -
             queue.put((number, message))
         last = message
 
-    keep_freed()
+    keep_freed_for(group)
     train(group, out, send, data)
     return last
 

@@ -423,8 +423,17 @@ def _receive(connection: Connection, process: Any) -> tuple[str, Any]:
         return "failed", f"its process ended without a word, with exit code {process.exitcode}"
 
 
+def keep_freed_for(runs: Sequence[Run]) -> bool:
+    """Keeps freed memory where that costs little of it: not where a ResNet-18 is trained.
+
+    Its blocks of many sizes leave holes: at batch size 256 it took 3.0 GiB instead of 2.1, for 0.84
+    of the time.
+    """
+    return not any(run.task.startswith("cifar") for run in runs) and keep_freed()
+
+
 def _child(group: Group, out: Path, connection: Connection, data: str | None) -> None:
-    keep_freed()
+    keep_freed_for(group)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # told to stop, nobody to tell
         train(group, out, connection.send, data)
 
