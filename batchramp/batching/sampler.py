@@ -216,8 +216,8 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             batches_done: batches of this epoch that were *trained*. A loader with workers has
                 drawn more than that, so only the training loop knows. It counts from the start of
                 the epoch, also in a resumed pass: ``for done, batch in enumerate(loader,
-                sampler.first_batch + 1)``. None between passes, before `set_epoch` or a scheduler's
-                step has been followed by another pass: where the next one starts.
+                sampler.first_batch + 1)``. None before a pass of this epoch has begun: where
+                it starts.
 
         Raises:
             ValueError: more batches than the epoch has, or None once a pass has begun.
@@ -253,24 +253,7 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             ValueError: another data set length, seed, order or plan; or a position where no batch
                 of this plan starts. The sampler stays where it was.
         """
-        needed = {"epoch", "sample", "plan", *self._identity()}
-        if not isinstance(state_dict, Mapping) or not needed <= state_dict.keys():
-            found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
-            raise ValueError(
-                f"state_dict must have {', '.join(sorted(needed))}, as state_dict() returns it, "
-                f"got {found}"
-            )
-        for name, ours in self._identity().items():
-            if state_dict[name] != ours:
-                raise ValueError(
-                    f"{name} differs: saved {state_dict[name]!r}, here {ours!r}; its position is "
-                    "one in other batches: resume with what was saved, or start anew"
-                )
-        if strict and (theirs := Plan.from_dict(state_dict["plan"])) != self.plan:
-            raise ValueError(
-                f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
-                "strict=False resumes all the same"
-            )
+        check_state(state_dict, {"epoch", "sample"}, self._identity(), self.plan, strict)
         epoch, sample = self._checked(state_dict["epoch"]), state_dict["sample"]
         starts = list(accumulate(self._sizes_of(epoch), initial=0))
         if sample not in starts:
@@ -321,6 +304,37 @@ class _Pass(Iterator[list[int]]):
         self._start()
         # At the end of an epoch this pass has nothing left, and what is begun after it is the next.
         self._sampler._over = self._done == len(self._sizes)
+
+
+def check_state(
+    state_dict: Any, names: set[str], identity: Mapping[str, Any], plan: Plan, strict: bool
+) -> None:
+    """Refuses a state that is no position, or one in other batches.
+
+    Args:
+        state_dict: what was given.
+        names: of what it must have, beside ``identity`` and a plan.
+        identity: what must be as it was saved.
+        plan: that of the batches here; with ``strict`` another one is refused.
+    """
+    needed = {*names, "plan", *identity}
+    if not isinstance(state_dict, Mapping) or not needed <= state_dict.keys():
+        found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
+        raise ValueError(
+            f"state_dict must have {', '.join(sorted(needed))}, as state_dict() returns it, "
+            f"got {found}"
+        )
+    for name, ours in identity.items():
+        if state_dict[name] != ours:
+            raise ValueError(
+                f"{name} differs: saved {state_dict[name]!r}, here {ours!r}; its position is "
+                "one in other batches: resume with what was saved, or start anew"
+            )
+    if strict and (theirs := Plan.from_dict(state_dict["plan"])) != plan:
+        raise ValueError(
+            f"plan differs from the one that was saved: saved {theirs!r}, here {plan!r}; "
+            "strict=False resumes all the same"
+        )
 
 
 def _called_by(module: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, final
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from batchramp.batching import ranks
+from batchramp.batching.sampler import check_state
 from batchramp.plan import Plan
 
 __all__ = ["ScheduledStream", "stream"]
@@ -318,26 +319,9 @@ class ScheduledStream(IterableDataset):
             ValueError: another n or plan, or a position where no batch of this plan starts. The
                 stream stays where it was.
         """
-        needed = {"epoch", "sample", "before", "over", "exhausted", "plan", *self._identity()}
-        if not isinstance(state_dict, Mapping) or not needed <= state_dict.keys():
-            found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
-            raise ValueError(
-                f"state_dict must have {', '.join(sorted(needed))}, as state_dict() returns it, "
-                f"got {found}"
-            )
-        for name, ours in self._identity().items():
-            if state_dict[name] != ours:
-                raise ValueError(
-                    f"{name} differs: saved {state_dict[name]!r}, here {ours!r}; its position is "
-                    "one in other batches: resume with what was saved, or start anew"
-                )
-        theirs = Plan.from_dict(state_dict["plan"])
-        if strict and theirs != self.plan:
-            raise ValueError(
-                f"plan differs from the one that was saved: saved {theirs!r}, here {self.plan!r}; "
-                "strict=False resumes all the same"
-            )
-        same = theirs == self.plan
+        names = {"epoch", "sample", "before", "over", "exhausted"}
+        check_state(state_dict, names, self._identity(), self.plan, strict)
+        same = strict or Plan.from_dict(state_dict["plan"]) == self.plan
         epoch, sample, steps, taken = self._position(state_dict, same)
         over = state_dict["over" if same else "exhausted"]
         ends = array("q", [0])
@@ -402,10 +386,9 @@ class ScheduledStream(IterableDataset):
 
 def _resumable(dataset: Any) -> bool:
     """Whether the data set has a state of its own that brings back every sample."""
+    # Of Hugging Face's, what waits in a shuffle buffer is not in the state.
     examples = getattr(dataset, "_ex_iterable", None)
-    while (
-        examples is not None
-    ):  # Hugging Face's: what waits in a shuffle buffer is not in its state
+    while examples is not None:
         if "BufferShuffled" in type(examples).__name__:
             return False
         examples = getattr(examples, "ex_iterable", None)
