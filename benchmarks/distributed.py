@@ -5,6 +5,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -14,27 +15,31 @@ import torch
 from torch import distributed
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from batchramp import QHM, ParamScheduler, Plan, ScheduledBatchSampler, TensorLoader
 from batchramp import schedules as s
 from batchramp.models import MLP
 from batchramp.processes import join
-from benchmarks.timing import Case, Size, Turn
+from benchmarks.timing import Aim, Case, Size, Turn
 
 TITLE = "Several processes, and changes of batch size"
 NOTE = """First this package's pieces on two gloo processes (shares, weights, QHM under a
 scheduler, DDP) against a hand-written DDP loop of the same steps (slices of one permutation,
 torch's SGD with Nesterov's momentum, fused), MLP 784-128-128-10 on 4,992 random images at a global
-batch of 32; both take turns in the same processes. Then, with two workers that make 0.2 ms a sample
-and a step that takes longer, how long the loop waits for the first batch of a new size, against the
-median of the others of that size: sizes are decided in the sampler, ahead of the workers."""
+batch of 32; both take turns in the same processes. Then, with two workers that take 0.2 ms a sample
+and a step that takes longer, how long the loop waits for the first batch of a new size, 16 or 32,
+against the median of the others of that size: sizes are decided in the sampler, ahead of the
+workers. Beside it the same batches out of a list."""
 
 # A whole number of batches: with a rest the hand-written loop would wait for ever, one process
 # having a step more than the other.
 BATCH_SIZE = 32
 SAMPLES = 156 * BATCH_SIZE
 OURS, BY_HAND = "batchramp's pieces under DDP", "a hand-written DDP loop"
+FIRST, ANOTHER, LISTED = "the first of a new size", "another of that size", ", from a list"
+HANDED_OVER = """torch's loader waits as much longer for the same batches out of a list: it has a
+worker's process hand them over, and what that takes depends on what worker and loop did before"""
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,26 +126,46 @@ def steps(epochs: int, rounds: int) -> list[tuple[float, float]]:
     return found.get()
 
 
-class Decoded(Dataset[torch.Tensor]):
-    """A data set whose samples take about 0.2 ms each, as decoding a small image does."""
+@dataclass(frozen=True)
+class Images(Dataset[torch.Tensor]):
+    """Small images, each of which takes 0.2 ms: to compute or, as from a disk, to wait for."""
+
+    computed: bool
 
     def __len__(self) -> int:
         return 4000
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        until = time.perf_counter() + 2e-4
+        if not self.computed:
+            time.sleep(2e-4)
+        until = time.perf_counter() + 2e-4 * self.computed
         while time.perf_counter() < until:
             pass
         return torch.full((3, 32, 32), float(index))
 
 
-def changes(count: int) -> list[tuple[float, float]]:
+class Listed(Sampler[list[int]]):
+    """The batches of a sampler as a loader of torch's may have had them before: in a list."""
+
+    def __init__(self, sampler: ScheduledBatchSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from list(self.sampler)
+
+
+def changes(count: int, computed: bool, listed: bool) -> list[tuple[float, float]]:
     """Seconds waited for the first batch of a new size, and the median of the others of it."""
     batches = {30 * i: 16 << i % 2 for i in range(2 * count)}
     plan = Plan(steps=60 * count, batch_size=s.Piecewise(batches))
-    dataset = Decoded()
+    dataset = Images(computed)
     sampler = ScheduledBatchSampler(plan, len(dataset))
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, persistent_workers=True)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=Listed(sampler) if listed else sampler,
+        num_workers=2,
+        persistent_workers=True,
+    )
     waits: list[tuple[int, float]] = []
     starts = set()
     for epoch in range(sampler.epochs):
@@ -172,17 +197,23 @@ def cases(size: Size) -> Iterator[Case]:
         base=BY_HAND,
         sides=_told(times, (OURS, BY_HAND), epochs * -(-SAMPLES // BATCH_SIZE)),
         rounds=rounds,
+        aims=[Aim(OURS, BY_HAND, most=1.15)],
         warm_up=False,
     )
-    waits = changes(switches)
-    yield Case(
-        name="the wait for a batch from two workers",
-        per="batch",
-        base="another of that size",
-        sides=_told(waits, ("the first of a new size", "another of that size"), 1),
-        rounds=len(waits),
-        warm_up=False,
-    )
+    for computed in (False, True):
+        waits: list[tuple[float, ...]] = []
+        for _ in range(max(1, switches // 5)):
+            ours, listed = (changes(min(5, switches), computed, way) for way in (False, True))
+            waits += [first + second for first, second in zip(ours, listed, strict=True)]
+        yield Case(
+            name=f"two workers, samples {'computed' if computed else 'waited for'}",
+            per="batch",
+            base=ANOTHER,
+            sides=_told(waits, (FIRST, ANOTHER, f"{FIRST}{LISTED}", f"{ANOTHER}{LISTED}"), 1),
+            rounds=len(waits),
+            aims=[Aim(FIRST, ANOTHER, most=1.2, cause=HANDED_OVER)],
+            warm_up=False,
+        )
 
 
 def _told(pairs: Sequence[tuple[float, ...]], names: Sequence[str], count: int) -> dict[str, Turn]:

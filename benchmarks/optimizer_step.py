@@ -14,10 +14,14 @@ TITLE = "Optimizer step"
 NOTE = """All parameters have a gradient that stays. lr, and beta and gamma where there are any,
 change before every step, and the change is timed with it. SGD has Nesterov's momentum, which does
 the same reads and writes as QHM; its foreach adds the momentum to the gradients themselves. The
-released QHM is Algorithm 1 written as the paper's code does, each operation a new tensor."""
+released QHM is Algorithm 1 written as the paper's code does, each operation a new tensor. The
+kernel alone is what both fused ones call, with nothing around it."""
 
 Shape = tuple[int, ...]
 BASE = "torch SGD fused"
+KERNEL = "the kernel alone, torch._fused_sgd_"
+LOOKS = """what is above the kernel alone are looks at the shapes and strides of every tensor,
+without which the kernel is silently wrong or writes past the end, and torch's own hook of `step`"""
 _IMPLEMENTATIONS = {
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
@@ -111,6 +115,34 @@ def ours(shapes: list[Shape], threads: int = 1) -> dict[str, Stepped]:
     return found
 
 
+@final
+class Kernel:
+    """The call that QHM fused and torch SGD fused both end in, on tensors of its own."""
+
+    def __init__(self, shapes: list[Shape], threads: int) -> None:
+        own = Stepped(shapes, lambda p: _sgd(p, {"fused": True}), "", "")
+        self.threads = threads
+        self.lists = (
+            own.params,
+            [p.grad for p in own.params],
+            list(map(torch.zeros_like, own.params)),
+        )
+        self.step: Any = torch._C._VariableFunctions._fused_sgd_
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.step(
+            *self.lists,
+            weight_decay=0.0,
+            momentum=0.9,
+            lr=1e-4,
+            dampening=0.1,
+            nesterov=True,
+            maximize=False,
+            is_first_step=False,
+        )
+
+
 def _sgd(params: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=1e-4, momentum=0.9, nesterov=True, **options)
 
@@ -152,18 +184,21 @@ def cases(size: Size) -> Iterator[Case]:
                 name=f"{name}, {threads} thread{'s' if threads > 1 else ''}",
                 per="step",
                 base=BASE,
-                sides={side: _turn(stepped, seconds) for side, stepped in own.items()},
+                sides={
+                    side: _turn(stepped, seconds)
+                    for side, stepped in {**own, KERNEL: Kernel(shapes, threads)}.items()
+                },
                 peers={side: lambda m=make: _turn(m(), seconds) for side, make in theirs.items()},
                 rounds=rounds,
                 aims=[
-                    Aim("QHM fused", BASE, most=most),
+                    Aim("QHM fused", BASE, most=most, cause=LOOKS),
                     Aim("QHM foreach", "torch SGD foreach", most=1.0),
                     Aim("QHM loop", "torch SGD loop", most=1.0),
                 ],
             )
 
 
-def _turn(stepped: Stepped, seconds: float) -> Turn:
+def _turn(stepped: Stepped | Kernel, seconds: float) -> Turn:
     turn = repeated(stepped, seconds)
 
     def with_its_threads() -> float:

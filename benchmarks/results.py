@@ -161,7 +161,7 @@ def _aims(found: Mapping[str, Any], names: Sequence[str]) -> str:
                     f"{verdict}{_marks(section)} |"
                 )
                 if not aim["reached"]:
-                    cause = aim["cause"] or "cause not known"
+                    cause = " ".join(aim["cause"].split()) or "cause not known"
                     causes.append(f"- {case['name']}, {aim['side']}: {cause}.")
     if causes:
         lines += ["", "Why not:", "", *dict.fromkeys(causes)]
