@@ -26,7 +26,8 @@ slow: $(VENV)/ready
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray tensorboard
 	$(BIN)/pytest -m slow
 
-# 3,000 faults, 1,000,000 fuzzed inputs, and the suite on the oldest and the newest torch: an hour.
+# 3,000 faults, 1,000,000 fuzzed inputs, each promise without what keeps it, and the suite on the
+# oldest and the newest torch: hours.
 soak: $(VENV)/ready
 	$(BIN)/pytest -m soak tests/faults
 	.ci/other_torch.sh 2.4.1
