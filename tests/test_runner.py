@@ -74,6 +74,21 @@ def test_runs_are_trained_in_processes_of_one_thread_and_come_in_the_order_given
     assert snapshot(tmp_path) == before
 
 
+def test_a_damaged_checkpoint_is_told_of_and_the_run_goes_on(tmp_path: Path) -> None:
+    given = runs("a", "b")
+    run_all(given, tmp_path)
+    whole = rows(tmp_path / given[0].folder)
+    store.finish(tmp_path / given[0].folder, "running")
+    (tmp_path / given[0].folder / store.CHECKPOINTS[0]).write_bytes(b"garbage")
+    warned: list[str] = []
+    outcome = run_all(given, tmp_path, on_warning=warned.append)
+    assert outcome == Outcome(("finished", "finished"), ())
+    (line,) = warned
+    assert line.startswith("a / seed 0: ")
+    assert "checkpoint.pt is damaged" in line
+    assert rows(tmp_path / given[0].folder) == whole
+
+
 def test_a_failing_run_is_recorded_and_the_rest_go_on(tmp_path: Path) -> None:
     given = runs("a", "b", "c")
     run_all(given[1:2], tmp_path, jobs=1)

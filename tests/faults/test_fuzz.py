@@ -97,6 +97,7 @@ def fuzz_files(
     with within_limits() as try_it:
         for _ in range(count):
             content = mutated(generator.choice(seeds), generator)
+            path.unlink(missing_ok=True)  # written over, some file systems sync it each time
             path.write_bytes(content)
             try_it(lambda: read(path), content)
 
