@@ -10,8 +10,11 @@ venv=".soak/torch-$asked"
 pip() { "$venv/bin/pip" --disable-pip-version-check --quiet "$@"; }
 
 "${PYTHON:-python3}" -m venv "$venv"
+if [ "$asked" = newest ]; then
+  # By the registry, whatever a constraint of this machine would take.
+  asked=$("$venv/bin/pip" index versions torch 2>/dev/null | sed -n '1s/^torch (\(.*\))$/\1/p')
+fi
 wanted="torch==$asked"
-if [ "$asked" = newest ]; then wanted=torch; fi
 # All else as ever, but torch and what it brings.
 grep -vE '^(torch|sympy|networkx|fsspec|filelock|typing_extensions)==' constraints.txt > "$venv/constraints.txt"
 if ! said=$(pip install --index-url "$index" --retries 1 --timeout 20 "$wanted" 2>&1); then

@@ -673,7 +673,7 @@ class Plan:
         try:
             is_text = isinstance(source, str)
             plain = tomllib.loads(source if is_text else Path(source).read_text(encoding="utf-8"))
-        except ValueError as error:  # not TOML, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
             shown = repr(str(source))
             shown = shown if len(shown) < 80 else f"{shown[:75]}...'"
             raise ValueError(

@@ -93,7 +93,7 @@ class Problem:
             if not isinstance(note, str):
                 raise ValueError(f"note must be a text, got {note!r}")
             return cls.from_dict(plain), n, note
-        except ValueError as error:  # of TOML, of UTF-8, of a field
+        except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a field
             raise ValueError(f"{where}: {error}") from None
 
     def to_toml(self) -> str:

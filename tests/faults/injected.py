@@ -299,7 +299,8 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
 # What parsers and numbers stumble over.
 _WORDS = [
     b"-", b"0", b"1e999", b"-1e308", b"1e-320", b"NaN", b"Infinity", b"nan", b"inf", b"null",
-    b"true", b"[]", b"{}", b"[[[[[[[[", b"{{{{{{{{", b"\x00", b"\xff", b"\xff\xff\xff\xff",
+    b"true", b"[]", b"{}", b"[[[[[[[[", b"{{{{{{{{", b"[" * 3000, b"\x00", b"\xff",
+    b"\xff\xff\xff\xff",
     b"\x80\x02c", b"cos\nsystem\n", b"<script>", b"9" * 30, b"9" * 5000, b"1.0000000000000002",
     b"\xed\xa0\x80", b"\\ud800", b"\n", b"\r\n", b"\"", b"'", b"=", b",", b"PK\x03\x04",
     b"\x1f\x8b\x08", b"../../x", b"__class__", b"2147483648", b"9223372036854775808", b"1979-05-27",

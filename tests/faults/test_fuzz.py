@@ -123,6 +123,13 @@ def test_toml(kind: str, count: int, tmp_path: Path) -> None:
     fuzz_files(count, seeds, tmp_path / "file.toml", TOML[kind], kind)
 
 
+@pytest.mark.parametrize("kind", TOML)
+def test_toml_nested_without_an_end(kind: str, tmp_path: Path) -> None:
+    (path := tmp_path / "file.toml").write_text("epochs = " + "[" * 100_000)
+    with pytest.raises(ValueError, match="recursion"):
+        TOML[kind](path)
+
+
 @many(150, 2_000, 100_000)
 @pytest.mark.parametrize("name", ["run.json", "epochs.jsonl"])
 def test_a_run_s_files(name: str, count: int, begun: Path, tmp_path: Path) -> None:

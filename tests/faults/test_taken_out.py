@@ -221,7 +221,7 @@ OUT = [
         "store.py",
         "    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON",
         "    except ValueError as error:",
-        "tests/faults/test_fuzz.py",
+        STORE + "a_run_file_that_is_no_object_is_refused",
     ),
     TakenOut(
         "an image file may state any size",
