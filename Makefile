@@ -30,7 +30,7 @@ slow: $(VENV)/ready
 # oldest and the newest torch: hours.
 soak: $(VENV)/ready
 	$(BIN)/pytest -m soak tests/faults
-	.ci/other_torch.sh 2.4.1
+	.ci/other_torch.sh 2.7.0
 	.ci/other_torch.sh newest
 
 check: $(VENV)/ready

@@ -473,6 +473,7 @@ def mesh():
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch's own, before 2.9
 @every_implementation
 def test_dtensors(options, mesh):
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor

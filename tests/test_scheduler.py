@@ -438,6 +438,7 @@ def test_the_first_of_adams_betas_is_scheduled_and_the_second_stays():
     refused("place that exists", optimizer, plan, fields={"beta": ("lr", 0)})
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, before 2.9
 @pytest.mark.parametrize("planned_first", [False, True])
 def test_torchs_sequential_scheduler_starts_it_at_its_first_tick(planned_first):
     optimizer = QHM([parameter()], lr=1.0)

@@ -110,7 +110,7 @@ def smoothness(
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
-    >>> found = smoothness(model, torch.nn.functional.mse_loss, [(x, torch.zeros(2, 1))])
+    >>> found = smoothness(model, torch.nn.functional.mse_loss, [(x, torch.zeros(2, 1).double())])
     >>> round(found.largest, 9), round(found.smallest, 9), found.iterations  # (2/n) xᵀx
     (9.0, 1.0, 2)
     """
