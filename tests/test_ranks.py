@@ -1,6 +1,8 @@
 """A global batch dealt to processes: shares and weights against slow references, on any number."""
 
+import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -367,3 +369,18 @@ def test_a_plan_of_more_stages_than_are_listed_is_dealt_too(monkeypatch):
     assert [len(batch) for batch in sampler][:3] == [4, 4, 5]
     with pytest.raises(ValueError, match=r"batch_size must be >= the 9 processes.*got 8 at tick 0"):
         ScheduledBatchSampler(plan, 1000, rank=0, world_size=9)
+
+
+@pytest.mark.parametrize(("counted", "match"), [(1, "cpu=True"), (2, None), (None, None)])
+def test_accelerate_must_count_the_same_processes(counted, match, monkeypatch):
+    shared = {} if counted is None else {"num_processes": counted}
+    there = SimpleNamespace(PartialState=SimpleNamespace(_shared_state=shared))
+    monkeypatch.setitem(sys.modules, "accelerate", there)
+    assert ranks.this_process() == (0, 1)  # no group: nothing to compare
+    for name, value in {"is_initialized": True, "get_rank": 1, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    if match is None:
+        assert ranks.this_process() == (1, 2)
+        return
+    with pytest.raises(ValueError, match=match):
+        ScheduledBatchSampler(Plan(epochs=1, batch_size=4), 8)

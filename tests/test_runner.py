@@ -89,6 +89,25 @@ def test_a_damaged_checkpoint_is_told_of_and_the_run_goes_on(tmp_path: Path) -> 
     assert rows(tmp_path / given[0].folder) == whole
 
 
+def test_data_that_cannot_be_had_are_said_once_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pooch
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(pooch, "retrieve", fail)
+    monkeypatch.setenv("BATCHRAMP_DATA", str(tmp_path / "data"))
+    given = [*runs("a", "b", task="cifar100"), *runs("c")]
+    with pytest.raises(
+        ValueError, match=r"cifar-100-binary\.tar\.gz is missing .*no route to host"
+    ):
+        run_all(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run_all(given[2:], tmp_path / "out").statuses == ("finished",)
+
+
 def test_a_failing_run_is_recorded_and_the_rest_go_on(tmp_path: Path) -> None:
     given = runs("a", "b", "c")
     run_all(given[1:2], tmp_path, jobs=1)

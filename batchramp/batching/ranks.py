@@ -4,6 +4,7 @@ Nothing here speaks to another process. The batch size that a Plan schedules is 
 batch, whatever the number of processes.
 """
 
+import sys
 from numbers import Integral
 from typing import Any
 
@@ -51,12 +52,24 @@ def weight(size: int, rank: int, world_size: int) -> float:
 
 
 def this_process() -> tuple[int, int]:
-    """(rank, world size) of torch.distributed's group, (0, 1) where none is initialised."""
+    """(rank, world size) of torch.distributed's group, (0, 1) where none is initialised.
+
+    Raises:
+        ValueError: accelerate, which would average the gradients, counts other processes.
+    """
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    state = getattr(sys.modules.get("accelerate"), "PartialState", None)
+    counted = getattr(state, "_shared_state", {}).get("num_processes", world_size)
+    if counted != world_size:
+        raise ValueError(
+            f"accelerate counts {counted} process where torch.distributed has {world_size}, and "
+            "would train each alone: without a GPU it is to be told, Accelerator(cpu=True)"
+        )
+    return rank, world_size
 
 
 def chosen(rank: Any, world_size: Any) -> tuple[int, int]:

@@ -6,9 +6,15 @@ from batchramp.data.cifar import (
     Normalise,
     cifar10,
     cifar100,
+    fetch_cifar,
     read_cifar,
 )
-from batchramp.data.fashion_mnist import ImageSet, fashion_mini, fashion_mnist
+from batchramp.data.fashion_mnist import (
+    ImageSet,
+    fashion_mini,
+    fashion_mnist,
+    fetch_fashion_mnist,
+)
 from batchramp.data.idx import read_idx
 from batchramp.data.synthetic import quadratic
 
@@ -21,6 +27,8 @@ __all__ = [
     "cifar100",
     "fashion_mini",
     "fashion_mnist",
+    "fetch_cifar",
+    "fetch_fashion_mnist",
     "quadratic",
     "read_cifar",
     "read_idx",

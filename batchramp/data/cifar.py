@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchramp.data.fashion_mnist import ImageSet
+from batchramp.data.fashion_mnist import ImageSet, in_short
 
 __all__ = [
     "CIFAR10_NORMALISE",
@@ -32,6 +32,7 @@ __all__ = [
     "Normalise",
     "cifar10",
     "cifar100",
+    "fetch_cifar",
     "read_cifar",
 ]
 
@@ -150,6 +151,18 @@ _CIFAR100 = _Release(
 )
 
 
+def fetch_cifar(classes: int) -> Path:
+    """The folder of the files of CIFAR-10 or CIFAR-100, downloaded into the cache if need be.
+
+    Args:
+        classes: 10 or 100.
+
+    Raises:
+        ValueError: they are missing and cannot be fetched, or cannot be unpacked.
+    """
+    return _fetched({10: _CIFAR10, 100: _CIFAR100}[classes])
+
+
 def cifar10(folder: str | os.PathLike[str] | None = None, *, validation: int = 0) -> ImageSet:
     """CIFAR-10: 50,000 - validation / validation / 10,000 images; see `cifar100`."""
     return _load(_CIFAR10, folder, validation)
@@ -250,7 +263,7 @@ def _load(release: _Release, folder: str | os.PathLike[str] | None, validation: 
     whole = isinstance(validation, Integral) and not isinstance(validation, bool)
     if not whole or not 0 <= validation < n:
         raise ValueError(f"validation must be an integer in 0..{n - 1}, got {validation!r}")
-    place = _fetch(release) if folder is None else _unpacked(release, Path(folder))
+    place = _fetched(release) if folder is None else _unpacked(release, Path(folder))
     images, classes = _read_all(release, place, release.train)
     cut = n - int(validation)
     return ImageSet(
@@ -335,7 +348,7 @@ def _members(release: _Release, archive: Path) -> Iterator[tuple[str, Any]]:
                 yield name, tar.extractfile(member)
 
 
-def _fetch(release: _Release) -> Path:
+def _fetched(release: _Release) -> Path:
     """The place in the cache folder; one process downloads and unpacks while others wait."""
     import pooch
     from filelock import FileLock
@@ -366,10 +379,9 @@ def _download(release: _Release, cache: Path) -> None:
         with _bar(release.archive) as bar:
             pooch.retrieve(release.url, known, archive.name, cache, progressbar=bar)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{archive} is missing or damaged and {release.url} could not be fetched ({reason}): "
-            f"put the file there (SHA-256 {release.sha256})"
+            f"{archive} is missing or damaged and {release.url} could not be fetched "
+            f"({in_short(error)}): put the file there (SHA-256 {release.sha256})"
         ) from None
 
 

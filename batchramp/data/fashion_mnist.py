@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchramp.data.idx import read_idx
 
-__all__ = ["ImageSet", "fashion_mini", "fashion_mnist"]
+__all__ = ["ImageSet", "fashion_mini", "fashion_mnist", "fetch_fashion_mnist"]
 
 _CONTENT_SHA256 = {
     "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -77,11 +77,27 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> ImageSet:
             the message says where to put it.
     """
     if folder is None:
-        folder = _DEBIAN if _DEBIAN.is_dir() else _download()
+        folder = fetch_fashion_mnist()
     train = _read(Path(folder), "train")
     test = _read(Path(folder), "t10k")
     parts = _split(*train, 55_000, 60_000)
     return ImageSet(parts[0], parts[1], test)
+
+
+def fetch_fashion_mnist() -> Path:
+    """The folder of Fashion-MNIST's files: Debian's, or the cache, downloaded into if need be.
+
+    Raises:
+        ValueError: they are missing and cannot be fetched.
+    """
+    return _DEBIAN if _DEBIAN.is_dir() else _download()
+
+
+def in_short(error: Exception) -> str:
+    """Why something could not be fetched, in a few words: a network's errors hold one another."""
+    text = str(error).partition("\n")[0]
+    short = isinstance(error, ValueError) or len(text) <= 200
+    return text if text and short else type(error).__name__
 
 
 def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -125,9 +141,9 @@ def _download(retrieve: Callable[..., str] | None = None) -> Path:
         try:
             retrieve(_URL + name, f"md5:{md5}", fname=name, path=cache, progressbar=False)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{cache / name} is missing and {_URL + name} could not be fetched ({reason}): put "
+                f"{cache / name} is missing and {_URL + name} could not be fetched "
+                f"({in_short(error)}): put "
                 f"the file there (MD5 {md5}), or install Debian's dataset-fashion-mnist"
             ) from None
     return cache

@@ -172,9 +172,9 @@ def run_all(
 
     Raises:
         ValueError: jobs below 1, two runs of one folder, an optimizer that does not fit its plan or
-            its options, a folder that holds another run, or a device, cluster or tracker that
-            cannot be had; on several processes more jobs, ``vectorise``, ``ray`` or a batch size
-            below their number: before anything is started.
+            its options, a folder that holds another run, or data, a device, cluster or tracker
+            that cannot be had; on several processes more jobs, ``vectorise``, ``ray`` or a batch
+            size below their number: before anything is started.
     """
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise ValueError(f"jobs must be an integer >= 1, got {jobs!r}")
@@ -198,6 +198,11 @@ def run_all(
     for device in {run.device for run in runs}:
         _check_device(device, here=ray is None)
     statuses = {run: _status(run, out) for run in runs}
+    if ray is None:  # else it is the cluster's machines that need them
+        from batchramp.experiments import tasks
+
+        for task in sorted({run.task for run in runs if statuses[run] not in store.ENDED}):
+            tasks.fetch(task)
     errors: list[tuple[Run, str]] = []
     waiting = _groups(
         [run for run in runs if statuses[run] not in store.ENDED], vectorise, jobs or 1

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from batchramp.task import Task
 
-__all__ = ["MODELS", "TASKS", "load", "training_samples"]
+__all__ = ["MODELS", "TASKS", "fetch", "load", "training_samples"]
 
 # Task -> training samples, known without reading the data. CIFAR has no validation part of its own:
 # what is tuned is tuned on the last 5,000 training images, and trained on the others.
@@ -48,6 +48,21 @@ def training_samples(name: str) -> int:
     """
     _check(name, "")
     return TASKS[name]
+
+
+def fetch(name: str) -> None:
+    """Has the files of a task's data set on this machine: downloads what is missing.
+
+    Raises:
+        ValueError: no such task, or files that are missing and cannot be fetched.
+    """
+    from batchramp import data
+
+    _check(name, "")
+    if name.startswith("cifar"):
+        data.fetch_cifar(100 if name.startswith("cifar100") else 10)
+    elif name == "fashion-mnist":
+        data.fetch_fashion_mnist()
 
 
 def load(name: str, model: str = "") -> "Task":

@@ -189,7 +189,10 @@ def summary(
     if not plans:
         raise ValueError("plans must hold at least 1 plan, got none")
     if epsilon is not None and problem is None:
-        raise ValueError(f"epsilon {epsilon} is of a bound, which needs a problem: give one too")
+        raise ValueError(
+            f"epsilon {epsilon} is of a bound, which needs a problem: give one too (--problem or "
+            "--measure)"
+        )
     unplanned = {
         name: tuple(field for field in HYPERPARAMETERS if getattr(plan, field) is None)
         for name, plan in plans.items()
