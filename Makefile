@@ -27,7 +27,7 @@ slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
 
 # 3,000 faults, 1,000,000 fuzzed inputs, each promise without what keeps it, and the suite on the
-# oldest and the newest torch: hours.
+# oldest and the newest torch, which may bring gigabytes: half an hour.
 soak: $(VENV)/ready
 	$(BIN)/pytest -m soak tests/faults
 	.ci/other_torch.sh 2.7.0
