@@ -12,7 +12,11 @@ pip() { "$venv/bin/pip" --disable-pip-version-check --quiet "$@"; }
 "${PYTHON:-python3}" -m venv "$venv"
 if [ "$asked" = newest ]; then
   # By the registry, whatever a constraint of this machine would take.
-  asked=$("$venv/bin/pip" index versions torch 2>/dev/null | sed -n '1s/^torch (\(.*\))$/\1/p')
+  asked=$("$venv/bin/pip" index versions torch 2>/dev/null | sed -n '1s/^torch (\(.*\))$/\1/p') || true
+  if [ -z "$asked" ]; then
+    echo "skipped: the registry does not say which torch is the newest"
+    exit 0
+  fi
 fi
 wanted="torch==$asked"
 # All else as ever, but torch and what it brings.

@@ -143,7 +143,7 @@ def _download(retrieve: Callable[..., str] | None = None) -> Path:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{cache / name} is missing and {_URL + name} could not be fetched "
-                f"({in_short(error)}): put "
-                f"the file there (MD5 {md5}), or install Debian's dataset-fashion-mnist"
+                f"({in_short(error)}): put the file there (MD5 {md5}), or install Debian's "
+                "dataset-fashion-mnist"
             ) from None
     return cache

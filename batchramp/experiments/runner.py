@@ -198,15 +198,14 @@ def run_all(
     for device in {run.device for run in runs}:
         _check_device(device, here=ray is None)
     statuses = {run: _status(run, out) for run in runs}
+    unended = [run for run in runs if statuses[run] not in store.ENDED]
     if ray is None:  # else it is the cluster's machines that need them
         from batchramp.experiments import tasks
 
-        for task in sorted({run.task for run in runs if statuses[run] not in store.ENDED}):
+        for task in sorted({run.task for run in unended}):
             tasks.fetch(task)
     errors: list[tuple[Run, str]] = []
-    waiting = _groups(
-        [run for run in runs if statuses[run] not in store.ENDED], vectorise, jobs or 1
-    )
+    waiting = _groups(unended, vectorise, jobs or 1)
     with contextlib.ExitStack() as stack:
         sinks = Trackers(trackers, out, on_warning)
         stack.callback(sinks.close)

@@ -289,7 +289,8 @@ def test_its_test_fails_without_it(out: TakenOut | None, tmp_path: Path) -> None
         assert code == 0, said
         return
     source = tmp_path / "batchramp" / out.file
-    source.write_text(source.read_text(encoding="utf-8").replace(out.piece, out.instead))
+    changed = source.read_text(encoding="utf-8").replace(out.piece, out.instead)
+    source.write_text(changed, encoding="utf-8")
     code, said = _tests(tmp_path, [out.test])
     assert code == pytest.ExitCode.TESTS_FAILED, said
 
